@@ -1,0 +1,1 @@
+"""Links between gateway and nodes."""

@@ -1,0 +1,1 @@
+"""One file per engine: how to start it, probe it and speak to it."""

@@ -1,0 +1,1 @@
+"""The made-up world: the same brains under a made-up clock."""

@@ -1,0 +1,1 @@
+"""What must survive a power cut: keys, durable jobs, the ledger; and blobs."""

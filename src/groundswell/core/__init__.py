@@ -1,1 +1,1 @@
-"""Decisions. Each machine is ``step(now, event) -> effects``; nothing here awaits, reads a clock or draws chance."""
+"""Decisions. Each machine is ``step(now, event) -> effects``: no awaiting, no clock, no chance in here."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from groundswell.model.messages import Accepted, Ended, Offer, Refused, Withdraw
 from groundswell.model.node import Capability, NodeReport
 
-# --- events (besides the messages Offer and Withdraw from a gateway, and Ended from an engine's adapter) -----
+# --- events: besides these, Offer and Withdraw from a gateway and Ended from an engine (an adapter) ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Tick:
 
 Event = Offer | Withdraw | Ended | EngineUp | EngineDown | Drain | Tick
 
-# --- effects -------------------------------------------------------------------------------------------------
+# --- effects: what to do ---
 
 
 @dataclass(frozen=True, slots=True)

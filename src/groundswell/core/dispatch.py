@@ -12,7 +12,7 @@ from groundswell.model.money import Price, Usage
 from groundswell.model.node import NodeReport
 from groundswell.model.work import Work, WorkState
 
-# --- events: what happened -------------------------------------------------------------------------------
+# --- events: what happened ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Tick:
 
 Event = Arrived | Cancelled | Reported | Left | Accepted | Refused | Output | Ended | Tick
 
-# --- effects: what to do -----------------------------------------------------------------------------------
+# --- effects: what to do ---
 
 
 @dataclass(frozen=True, slots=True)

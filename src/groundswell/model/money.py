@@ -54,7 +54,7 @@ def cost_nano(usage: Usage, price: Price) -> int:
 
 
 def dollars(nano: int) -> str:
-    """Nano-dollars as a person reads them: ``$0.000012``; at most nine decimals, trailing zeros cut to two."""
+    """Nano-dollars as a person reads them, ``$0.000012``: trailing zeros are cut down to two decimals."""
     sign, nano = ("-", -nano) if nano < 0 else ("", nano)
     whole, part = divmod(nano, NANO_PER_DOLLAR)
     decimals = f"{part:09d}".rstrip("0").ljust(2, "0")

@@ -1,0 +1,207 @@
+"""How long will this take on that engine? The router's predictor.
+
+A gateway sees little of an engine: time to first token, time per output token, lengths, and what it has
+itself in flight there. So the shape of the step time stays that of the shipped profile, and only three
+scales are learned for each (node, engine, model): of the base (c0 and the request's overhead), of prefill
+(b and a2) and of the sequences that decode beside (d and e). Every finished request gives two equations that
+are linear in the three scales,
+
+    TPOT = base * c0                + prefill * b * n * P/O     + sequence * n * (d + e * L)
+    TTFT = base * (ingress + k*c0)  + prefill * (b*w + a2*w^2/2) + sequence * k * n * (d + e * L)
+
+with n the sequences beside, P, O and L their mean prompt, output and context, w the prompt tokens to be
+prefilled up to and with ours, and k the steps until ours has run: those that w needs, and half of the one
+that was running. Each equation is weighted by what was predicted, so that means come out right, and old
+ones fade. The scales are the least-squares solution that stays within bounds, with the prior as a weak
+first opinion.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from groundswell.core.profiles import Profile, profile_named
+
+Key = tuple[str, str, str]  # node, engine, model
+Terms = tuple[float, float, float]
+
+KEYS_MAX = 16_384  # about 1 kB each; beyond it the least recently used is forgotten
+WARMUP_SAMPLES = 5  # the first answers of a fresh engine pay for loading, compiling and empty caches
+FADE = 0.99  # about the last hundred requests count
+PRIOR_WEIGHT = 2.0  # the prior weighs as much as two samples
+SCALE_MIN, SCALE_MAX = 0.001, 1000.0
+OUTLIER = 5.0  # a sample counts at most as this many times what was predicted: one stall teaches little
+SWEEPS = 8
+PIXELS_PER_S = 65e6  # prior: output pixels per core-second, summed over the renditions
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Seconds to the first token and per further token, and tokens per second of the whole engine then."""
+
+    ttft_s: float
+    tpot_s: float
+    rate_tokens_s: float
+
+
+@dataclass(slots=True)
+class _Learned:
+    """What one engine taught us: the scales (base, prefill, sequence), and the sums that they come from."""
+
+    scales: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+    products: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(3)])
+    targets: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    samples: int = 0
+    prompt_tokens: float = 512.0
+    output_tokens: float = 128.0
+    pixels: float = PIXELS_PER_S
+    pixels_s: float = 1.0
+
+
+class Estimator:
+    """Predicts, and learns from what was seen. Every call costs the same, however much was seen."""
+
+    def __init__(self, keys_max: int = KEYS_MAX) -> None:
+        self._keys_max = keys_max
+        self._learned: OrderedDict[Key, _Learned] = OrderedDict()
+
+    def predict(
+        self,
+        key: Key,
+        profile: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        in_flight_prefill_tokens: int,
+        in_flight_sequences: int,
+        in_flight_context_tokens: int = 0,
+    ) -> Prediction:
+        """What a request would see if it were sent now.
+
+        In flight is what runs on this engine already, ours not included: prompt tokens of requests that have
+        no first token yet, all sequences, and the context of those that decode (0: taken from the means).
+        """
+        shape = profile_named(profile)
+        learned = self._learned.get(key) or _Learned()
+        beside = min(in_flight_sequences, shape.sequences_max - 1)
+        context = in_flight_context_tokens / max(1, in_flight_sequences)
+        context = context or _context(learned)
+        tpot_s = _dot(learned.scales, _tpot_terms(shape, learned, beside + 1, context))
+        first = _ttft_terms(shape, prompt_tokens, in_flight_prefill_tokens, beside, context)
+        # Beyond the engine's sequences a request waits until enough of them have ended.
+        places = min(shape.sequences_max, max(1.0, shape.kv_tokens / max(1.0, context)))
+        ahead = max(0.0, in_flight_sequences + 1 - places)
+        queue_s = ahead * learned.output_tokens * tpot_s / places
+        return Prediction(_dot(learned.scales, first) + queue_s, tpot_s, (beside + 1) / tpot_s)
+
+    def observe(
+        self,
+        key: Key,
+        profile: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        ttft_s: float,
+        tpot_s: float,
+        sequences: int,
+    ) -> None:
+        """Learn from one finished request. ``sequences`` ran on the engine when it was sent, itself included;
+        ``tpot_s`` is (last token - first token) / (output tokens - 1), and 0 when there was only one."""
+        if ttft_s <= 0 or output_tokens < 1 or sequences < 1:
+            return
+        learned = self._of(key)
+        learned.samples += 1
+        if learned.samples <= WARMUP_SAMPLES:
+            return
+        shape = profile_named(profile)
+        pace = max(1.0 - FADE, 1.0 / (learned.samples - WARMUP_SAMPLES))
+        learned.prompt_tokens += pace * (prompt_tokens - learned.prompt_tokens)
+        learned.output_tokens += pace * (output_tokens - learned.output_tokens)
+        context = _context(learned)
+        # By Little's law the share of the sequences that still wait for their first token is that of time.
+        waiting = (sequences - 1) * ttft_s / (ttft_s + (output_tokens - 1) * tpot_s)
+        ahead = int(waiting * learned.prompt_tokens)
+        _fade(learned)
+        _add(learned, _ttft_terms(shape, prompt_tokens, ahead, sequences - 1, context), ttft_s)
+        if tpot_s > 0:
+            _add(learned, _tpot_terms(shape, learned, sequences, context), tpot_s)
+        _solve(learned)
+
+    def predict_transcode_s(self, key: Key, pixels: int) -> float:
+        """Seconds that an engine takes for so many output pixels (frame size x frames, all renditions)."""
+        learned = self._learned.get(key) or _Learned()
+        return pixels * learned.pixels_s / learned.pixels
+
+    def observe_transcode(self, key: Key, pixels: int, seconds: float) -> None:
+        """Learn from one finished transcode."""
+        if pixels <= 0 or seconds <= 0:
+            return
+        learned = self._of(key)
+        learned.pixels = 0.9 * learned.pixels + pixels
+        learned.pixels_s = 0.9 * learned.pixels_s + seconds
+
+    def scales(self, key: Key) -> Terms:
+        """The learned scales of base, prefill and sequence; all 1 before anything was learned."""
+        base, prefill, sequence = (self._learned.get(key) or _Learned()).scales
+        return base, prefill, sequence
+
+    def forget(self, key: Key) -> None:
+        """Back to the prior: the engine was replaced."""
+        self._learned.pop(key, None)
+
+    def _of(self, key: Key) -> _Learned:
+        learned = self._learned.setdefault(key, _Learned())
+        self._learned.move_to_end(key)
+        if len(self._learned) > self._keys_max:
+            self._learned.popitem(last=False)
+        return learned
+
+
+def _context(learned: _Learned) -> float:
+    """The mean context of a decoding sequence: its prompt and half of its output."""
+    return learned.prompt_tokens + learned.output_tokens / 2
+
+
+def _tpot_terms(shape: Profile, learned: _Learned, sequences: int, context: float) -> Terms:
+    # While one sequence makes O tokens, each of its neighbours ends once and a new prompt takes its place.
+    prefill = sequences * learned.prompt_tokens / max(1.0, learned.output_tokens)
+    return shape.c0_s, shape.b_s * prefill, sequences * (shape.d_s + shape.e_s * context)
+
+
+def _ttft_terms(shape: Profile, prompt: int, ahead: int, beside: int, context: float) -> Terms:
+    todo = prompt + ahead
+    room = max(1, shape.step_tokens_max - beside)
+    steps = -(-todo // room) + (0.5 if beside else 0.0)
+    prefill = shape.b_s * todo + shape.a2_s * (prompt * prompt + ahead * ahead) / 2
+    return (
+        shape.ingress_s + steps * shape.c0_s,
+        prefill,
+        steps * beside * (shape.d_s + shape.e_s * context),
+    )
+
+
+def _dot(scales: list[float], terms: Terms) -> float:
+    return scales[0] * terms[0] + scales[1] * terms[1] + scales[2] * terms[2]
+
+
+def _fade(learned: _Learned) -> None:
+    learned.targets = [FADE * value for value in learned.targets]
+    learned.products = [[FADE * value for value in row] for row in learned.products]
+
+
+def _add(learned: _Learned, terms: Terms, seen_s: float) -> None:
+    predicted = _dot(learned.scales, terms)
+    row = [term / predicted for term in terms]
+    target = min(seen_s / predicted, OUTLIER)
+    for i in range(3):
+        learned.targets[i] += row[i] * target
+        for j in range(3):
+            learned.products[i][j] += row[i] * row[j]
+
+
+def _solve(learned: _Learned) -> None:
+    """Projected Gauss-Seidel: least squares within bounds, a few sweeps from where we were."""
+    for _ in range(SWEEPS):
+        for i in range(3):
+            rest = sum(learned.products[i][j] * learned.scales[j] for j in range(3) if j != i)
+            scale = (learned.targets[i] + PRIOR_WEIGHT - rest) / (learned.products[i][i] + PRIOR_WEIGHT)
+            learned.scales[i] = min(SCALE_MAX, max(SCALE_MIN, scale))

@@ -1,14 +1,36 @@
 """The agent: a node's own brain. It gives out slots, keeps its engines alive and says what it has.
 
-Theory of operation: TO BE WRITTEN WITH THE MACHINE.
+Theory of operation. The gateway decides what runs where; the agent only keeps the promises of its machine:
+never more attempts on an engine than it has slots, one answer for each offer, and the truth in each report.
+
+An attempt is known by (work id, attempt number) and is in one of three places: unknown, running on an engine,
+or *over*. What is over stays remembered for a while together with the answer that was given, because links
+repeat and reorder: a second copy of an offer gets the first answer again instead of a second run, and a
+withdrawal that overtakes its offer wins, since it makes the attempt over before it began. The memory is
+bounded; an offer older than the last 4,096 attempts is the gateway's to withdraw when a report shows it.
+
+An engine is down, starting or up. Going down ends its attempts as lost and raises its generation, which tells
+gateways that what ran before is gone even when the messages about it were not heard. It is launched again at
+once the first time, then after 0.5 s doubling to 30 s, so that one crash costs little and a crash loop
+costs nothing; a minute up forgets the past. Engines given by URL take the same events; launching them is
+nothing more than probing them again.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final, assert_never
 
-from groundswell.model.messages import Accepted, Ended, Offer, Refused, Withdraw
-from groundswell.model.node import Capability, NodeReport
+from groundswell.model.messages import Accepted, Ended, Fault, Offer, Refusal, Refused, Withdraw
+from groundswell.model.node import Capability, EngineReport, NodeReport
+
+REPORT_EVERY_S: Final = 2.0  # The heartbeat; gateways suspect a node after three missed ones.
+BACKOFF_FIRST_S: Final = 0.5  # The second launch in a row waits this long, then doubling.
+BACKOFF_MAX_S: Final = 30.0
+STABLE_S: Final = 60.0  # An engine that was up this long starts over with a launch at once.
+OVER_MAX: Final = 4096  # Attempts that are over and still remembered with their answer.
 
 # --- events: besides these, Offer and Withdraw from a gateway and Ended from an engine (an adapter) ---
 
@@ -89,3 +111,215 @@ class Drained:
 
 
 Effect = Reply | Begin | Stop | Launch | Report | Drained
+
+
+# --- the machine ---
+
+
+class _Engine:
+    """One engine as the agent keeps it. ``launch_s`` is set while it is down and waits to be launched."""
+
+    __slots__ = (
+        "attempts", "capabilities", "engine_id", "generation", "kill", "launch_s", "launches", "slots",
+        "slots_max", "up", "up_since_s",
+    )  # fmt: skip
+
+    def __init__(self, engine_id: str, slots_max: int) -> None:
+        self.engine_id = engine_id
+        self.slots_max = slots_max
+        self.slots = 0
+        self.capabilities: tuple[Capability, ...] = ()
+        self.generation = 1
+        self.up = False
+        self.up_since_s = 0.0
+        self.launches = 0
+        self.launch_s: float | None = 0.0
+        self.kill = False
+        self.attempts: dict[tuple[str, int], None] = {}
+
+    def report(self) -> EngineReport:
+        return EngineReport(
+            self.engine_id, self.generation, self.slots, len(self.attempts), self.up, self.capabilities
+        )
+
+    def serves(self, offer: Offer) -> bool:
+        return self.up and any(
+            offer.model == one.model and offer.kind in one.kinds for one in self.capabilities
+        )
+
+
+class Agent:
+    """Gives out the slots of one node.
+
+    ``engines`` maps each engine's id to the most slots the operator lends of it, 0 for as many as its probe
+    finds. ``generation`` must be higher than at every earlier start of this node. The first step, whatever
+    its event, launches every engine and sends the first report, so the driver begins with a ``Tick``.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        generation: int,
+        engines: Mapping[str, int],
+        *,
+        region: str = "",
+        trust: int = 1,
+        labels: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self.node_id = node_id
+        self.generation = generation
+        self.region = region
+        self.trust = trust
+        self.labels = labels
+        self.draining = False
+        self._engines = {engine_id: _Engine(engine_id, slots) for engine_id, slots in engines.items()}
+        self._where: dict[tuple[str, int], _Engine] = {}
+        self._over: OrderedDict[tuple[str, int], Ended | Refused] = OrderedDict()
+        self._sequence = 0
+        self._report_s = 0.0
+        self._report_now = True
+        self._said_drained = False
+
+    @property
+    def wake_s(self) -> float | None:
+        """When the agent wants its next ``Tick``, on the clock that ``step`` is given."""
+        if self._report_now:
+            return 0.0
+        launches = [one.launch_s for one in self._engines.values() if one.launch_s is not None]
+        return min([self._report_s, *launches])
+
+    @property
+    def running(self) -> int:
+        """How many attempts hold a slot now."""
+        return len(self._where)
+
+    def step(self, now_s: float, event: Event) -> list[Effect]:
+        """Take one event in, hand back everything that should now be done, in order."""
+        effects: list[Effect] = []
+        match event:
+            case Offer():
+                self._offered(event, effects)
+            case Withdraw():
+                self._withdrawn(event, effects)
+            case Ended():
+                self._ended(event, effects)
+            case EngineUp():
+                self._up(now_s, event)
+            case EngineDown():
+                self._down(now_s, event, effects)
+            case Drain():
+                self._report_now = self._report_now or not self.draining
+                self.draining = True
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+        self._launch_due(now_s, effects)
+        if self.draining and not self._where and not self._said_drained:
+            self._said_drained = True
+            effects.append(Drained())
+        if self._report_now or now_s >= self._report_s:
+            effects.append(self._report(now_s))
+        return effects
+
+    def _offered(self, offer: Offer, effects: list[Effect]) -> None:
+        key = (offer.work_id, offer.attempt)
+        over = self._over.get(key)
+        if over is not None:
+            effects.append(Reply(over))
+            return
+        if key in self._where:
+            effects.append(Reply(Accepted(*key)))
+            return
+        engine = self._engines.get(offer.engine_id)
+        if self.draining:
+            self._finish(key, Refused(*key, Refusal.DRAINING), effects)
+        elif engine is None or not engine.serves(offer):
+            self._finish(key, Refused(*key, Refusal.NO_ENGINE), effects)
+        elif len(engine.attempts) >= engine.slots:
+            self._finish(key, Refused(*key, Refusal.FULL), effects)
+        else:
+            engine.attempts[key] = None
+            self._where[key] = engine
+            effects += [Reply(Accepted(*key)), Begin(offer)]
+
+    def _withdrawn(self, withdraw: Withdraw, effects: list[Effect]) -> None:
+        """Stop it, or make sure that it never starts; either way say that it holds no slot here."""
+        key = (withdraw.work_id, withdraw.attempt)
+        if key in self._where:
+            effects.append(Stop(*key))
+        over = self._over.get(key)
+        self._finish(key, over or Ended(*key, frames=0, fault=Fault.CANCELLED), effects)
+
+    def _ended(self, ended: Ended, effects: list[Effect]) -> None:
+        key = (ended.work_id, ended.attempt)
+        if key in self._where:  # Otherwise it was withdrawn or lost before, and that was said.
+            self._finish(key, ended, effects)
+
+    def _finish(self, key: tuple[str, int], answer: Ended | Refused, effects: list[Effect]) -> None:
+        """Free the slot, remember the answer, and give it."""
+        engine = self._where.pop(key, None)
+        if engine is not None:
+            del engine.attempts[key]
+        self._over[key] = answer
+        self._over.move_to_end(key)
+        if len(self._over) > OVER_MAX:
+            self._over.popitem(last=False)
+        effects.append(Reply(answer))
+
+    def _up(self, now_s: float, event: EngineUp) -> None:
+        engine = self._engines.get(event.engine_id)
+        if engine is None:
+            return
+        slots = min(event.slots, engine.slots_max) if engine.slots_max else event.slots
+        if not engine.up:
+            engine.up_since_s = now_s
+        before = (engine.up, engine.slots, engine.capabilities)
+        engine.up, engine.slots, engine.capabilities = True, slots, event.capabilities
+        engine.launch_s = None
+        self._report_now = self._report_now or before != (True, slots, event.capabilities)
+
+    def _down(self, now_s: float, event: EngineDown, effects: list[Effect]) -> None:
+        engine = self._engines.get(event.engine_id)
+        if engine is None:
+            return
+        engine.kill = engine.kill or event.hung
+        if engine.launch_s is not None:
+            return  # It is known to be down; the next launch is already set.
+        for key in list(engine.attempts):
+            effects.append(Stop(*key))
+            self._finish(key, Ended(*key, frames=0, fault=Fault.LOST, detail="the engine went down"), effects)
+        if engine.up and now_s - engine.up_since_s >= STABLE_S:
+            engine.launches = 0
+        self._report_now = self._report_now or engine.up
+        engine.up = False
+        engine.generation += 1
+        doubled_s = BACKOFF_FIRST_S * 2.0 ** min(engine.launches - 1, 16)
+        engine.launch_s = now_s + (0.0 if engine.launches == 0 else min(doubled_s, BACKOFF_MAX_S))
+
+    def _launch_due(self, now_s: float, effects: list[Effect]) -> None:
+        for engine in self._engines.values():
+            if engine.launch_s is not None and engine.launch_s <= now_s:
+                effects.append(Launch(engine.engine_id, engine.generation, engine.kill))
+                if engine.generation > 1:
+                    engine.launches += 1
+                engine.launch_s = None
+                engine.kill = False
+
+    def _report(self, now_s: float) -> Report:
+        self._sequence += 1
+        self._report_s = now_s + REPORT_EVERY_S
+        self._report_now = False
+        return Report(
+            NodeReport(
+                node_id=self.node_id,
+                generation=self.generation,
+                sequence=self._sequence,
+                engines=tuple(one.report() for one in self._engines.values()),
+                attempts=tuple(self._where),
+                draining=self.draining,
+                region=self.region,
+                trust=self.trust,
+                labels=self.labels,
+            )
+        )

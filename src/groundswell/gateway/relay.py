@@ -1,0 +1,265 @@
+"""Joins the front door to the dispatcher and the link: it holds bytes and callbacks, and decides nothing.
+
+An ``Output`` arrives with its bytes. The bytes wait here, the message goes to the dispatcher, and when that
+answers ``Deliver`` the bytes go to the exchange. On the usual path both happen in one call, and nothing
+is kept. Only frames that came too early are held, within a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from groundswell.core.dispatch import (
+    Arrived,
+    Cancelled,
+    Deliver,
+    Dispatcher,
+    Effect,
+    Event,
+    Finish,
+    Left,
+    Reported,
+    Send,
+    Tick,
+)
+from groundswell.driver import Driver
+from groundswell.model.errors import GroundswellError, InternalError
+from groundswell.model.messages import Ended, FromNode, Offer, Output, Withdraw
+from groundswell.model.node import NodeReport
+from groundswell.model.work import Work, WorkState
+from groundswell.ports import Exchange, GatewayLink
+
+_log = logging.getLogger(__name__)
+
+HELD_FRAMES_MAX = 256  # Frames of one work that came before their turn; links seldom reorder more than a few.
+HELD_BYTES_MAX = 64 << 20  # One large segment may come in early; more than that is a broken node.
+
+
+@dataclass(slots=True)
+class _Open:
+    """One work that has not ended. ``exchange`` is None once its front door has heard the end."""
+
+    work: Work
+    exchange: Exchange | None
+    nodes: dict[int, str] = field(default_factory=dict)  # attempt -> node, while not withdrawn
+    held: dict[tuple[int, int], tuple[Output, bytes]] = field(default_factory=dict)
+    held_bytes: int = 0
+    error: GroundswellError | None = None
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as the gateway last heard of it, for status pages. ``age_s`` is since its last report."""
+
+    report: NodeReport
+    age_s: float
+
+
+class Relay:
+    """Runs works: every one that is submitted is finished exactly once.
+
+    ``draw`` gives 64 bits of chance. ``on_finish`` hears of every end, before the exchange does, so that
+    what a client knows to be over is already on its way to the ledger.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        link: GatewayLink,
+        draw: Callable[[], int],
+        on_finish: Callable[[Work, Finish], None],
+    ) -> None:
+        self._link = link
+        self._draw = draw
+        self._on_finish = on_finish
+        self._open: dict[str, _Open] = {}
+        self._reports: dict[str, tuple[NodeReport, float]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._driver: Driver[Event, Effect] = Driver(dispatcher, self._perform, Tick())
+        link.listen(self._on_message, self._on_report, self._on_left)
+
+    def submit(self, work: Work, exchange: Exchange) -> None:
+        """Hand over an accepted work. ``exchange.finish`` may be called before this returns (a refusal)."""
+        if work.id in self._open:
+            raise ValueError(f"work {work.id} is open already")
+        self._open[work.id] = _Open(work, exchange)
+        self._empty.clear()
+        self._driver.feed(Arrived(work, self._draw()))
+
+    def cancel(self, work_id: str) -> None:
+        """The client went away. Unknown or ended works are ignored."""
+        if work_id in self._open:
+            self._driver.feed(Cancelled(work_id))
+
+    def pause(self, work_id: str) -> None:
+        """The client is slow: hold output back at its source."""
+        self._flow(work_id, True)
+
+    def resume(self, work_id: str) -> None:
+        """The client reads again."""
+        self._flow(work_id, False)
+
+    def nodes(self) -> list[NodeView]:
+        """The nodes that have reported and not left, by id."""
+        now_s = self._loop.time()
+        return [NodeView(report, now_s - seen_s) for _, (report, seen_s) in sorted(self._reports.items())]
+
+    @property
+    def open_works(self) -> int:
+        """How many works have not ended."""
+        return len(self._open)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until no work is open. False when ``timeout_s`` passed first; nothing is cancelled."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop deciding. What is still open is finished as failed, so that no client waits for ever."""
+        self._driver.close()
+        for entry in list(self._open.values()):
+            self._end(entry, Finish(entry.work.id, WorkState.FAILED, "shutting_down"))
+
+    # --- from the link ---
+
+    def _on_message(self, message: FromNode, data: bytes, error: GroundswellError | None) -> None:
+        entry = self._open.get(message.work_id)
+        if entry is not None:
+            if type(message) is Output:
+                self._hold(entry, message, data)
+            elif type(message) is Ended and error is not None:
+                entry.error = error
+        self._driver.feed(message)
+
+    def _on_report(self, report: NodeReport) -> None:
+        known = self._reports.get(report.node_id)
+        if known is None or known[0].generation <= report.generation:
+            self._reports[report.node_id] = (report, self._loop.time())
+        self._driver.feed(Reported(report))
+
+    def _on_left(self, node_id: str, generation: int) -> None:
+        known = self._reports.get(node_id)
+        if known is not None and known[0].generation <= generation:
+            del self._reports[node_id]
+        self._driver.feed(Left(node_id, generation))
+
+    # --- to the world ---
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Deliver(work_id, attempt, index):
+                self._deliver(work_id, attempt, index)
+            case Send(node_id, Offer() as offer):
+                self._offer(node_id, offer)
+            case Send(node_id, Withdraw() as withdraw):
+                entry = self._open.get(withdraw.work_id)
+                if entry is not None:
+                    entry.nodes.pop(withdraw.attempt, None)
+                    self._forget(entry, withdraw.attempt)
+                self._link.send(node_id, withdraw)
+            case Finish(work_id):
+                entry = self._open.get(work_id)
+                if entry is not None:
+                    self._end(entry, effect)
+
+    def _offer(self, node_id: str, offer: Offer) -> None:
+        entry = self._open.get(offer.work_id)
+        if entry is None or entry.exchange is None:
+            return
+        try:
+            payload = entry.exchange.payload(offer)
+        except Exception as error:
+            self._fail(entry, error)
+            return
+        entry.nodes[offer.attempt] = node_id
+        self._link.send(node_id, offer, payload)
+        if entry.paused:
+            self._link.pause(node_id, offer.work_id, offer.attempt)
+
+    def _deliver(self, work_id: str, attempt: int, index: int) -> None:
+        entry = self._open.get(work_id)
+        if entry is None or entry.exchange is None:
+            return
+        frame = entry.held.pop((attempt, index), None)
+        if frame is None:
+            self._fail(entry, InternalError("A part of the answer was lost inside the gateway."))
+            return
+        message, data = frame
+        entry.held_bytes -= len(data)
+        try:
+            entry.exchange.deliver(message, data)
+        except Exception as error:
+            self._fail(entry, error)
+
+    def _fail(self, entry: _Open, error: Exception) -> None:
+        """The exchange cannot go on: its client hears so at once; the dispatcher takes the work back."""
+        if not isinstance(error, GroundswellError):
+            _log.error("an exchange failed", extra={"work_id": entry.work.id}, exc_info=error)
+            error = InternalError("The gateway failed on this request.")
+        exchange, entry.exchange = entry.exchange, None
+        self._finish_exchange(exchange, Finish(entry.work.id, WorkState.FAILED, error.code), error)
+        self._driver.feed(Cancelled(entry.work.id))
+
+    def _end(self, entry: _Open, finish: Finish) -> None:
+        del self._open[entry.work.id]
+        try:
+            self._on_finish(entry.work, finish)
+        except Exception:
+            _log.exception("settling failed", extra={"work_id": entry.work.id})
+        exchange, entry.exchange = entry.exchange, None
+        self._finish_exchange(exchange, finish, entry.error)
+        if not self._open:
+            self._empty.set()
+
+    def _finish_exchange(
+        self, exchange: Exchange | None, finish: Finish, error: GroundswellError | None
+    ) -> None:
+        if exchange is None:
+            return
+        try:
+            exchange.finish(finish, error)
+        except Exception:
+            _log.exception("an exchange failed at its end", extra={"work_id": finish.work_id})
+
+    # --- what is held ---
+
+    def _hold(self, entry: _Open, message: Output, data: bytes) -> None:
+        if message.attempt not in entry.nodes:
+            return  # Withdrawn, or never offered: the dispatcher will not ask for it.
+        key = (message.attempt, message.index)
+        if key in entry.held:
+            return
+        entry.held[key] = (message, data)
+        entry.held_bytes += len(data)
+        while len(entry.held) > HELD_FRAMES_MAX or (
+            entry.held_bytes > HELD_BYTES_MAX and len(entry.held) > 1
+        ):
+            # The oldest goes: most likely it belongs to an attempt that died. Were it needed after all, the
+            # work fails with an honest error at its delivery.
+            _, old = entry.held.pop(next(iter(entry.held)))
+            entry.held_bytes -= len(old)
+
+    @staticmethod
+    def _forget(entry: _Open, attempt: int) -> None:
+        for key in [key for key in entry.held if key[0] == attempt]:
+            _, data = entry.held.pop(key)
+            entry.held_bytes -= len(data)
+
+    def _flow(self, work_id: str, paused: bool) -> None:
+        entry = self._open.get(work_id)
+        if entry is None or entry.paused == paused:
+            return
+        entry.paused = paused
+        tell = self._link.pause if paused else self._link.resume
+        for attempt, node_id in entry.nodes.items():
+            tell(node_id, work_id, attempt)

@@ -55,6 +55,8 @@ class _Learned:
     samples: int = 0
     prompt_tokens: float = 512.0
     output_tokens: float = 128.0
+    ttft_s: float = 0.0
+    decode_s: float = 0.0
     pixels: float = PIXELS_PER_S
     pixels_s: float = 1.0
 
@@ -117,8 +119,10 @@ class Estimator:
         learned.prompt_tokens += pace * (prompt_tokens - learned.prompt_tokens)
         learned.output_tokens += pace * (output_tokens - learned.output_tokens)
         context = _context(learned)
-        # By Little's law the share of the sequences that still wait for their first token is that of time.
-        waiting = (sequences - 1) * ttft_s / (ttft_s + (output_tokens - 1) * tpot_s)
+        learned.ttft_s += pace * (ttft_s - learned.ttft_s)
+        learned.decode_s += pace * ((output_tokens - 1) * tpot_s - learned.decode_s)
+        # By Little's law, the share of sequences that wait for their first token is the share of that time.
+        waiting = (sequences - 1) * learned.ttft_s / (learned.ttft_s + learned.decode_s)
         ahead = int(waiting * learned.prompt_tokens)
         _fade(learned)
         _add(learned, _ttft_terms(shape, prompt_tokens, ahead, sequences - 1, context), ttft_s)

@@ -351,15 +351,16 @@ def _row(section: type[Section], name: str, kind: Any, prefix: str) -> str:
     [text] = [note.description for note in kind.__metadata__ if note.description]
     variable = next((key for key, (place, _) in _variables().items() if ".".join(place) == prefix + name), "")
     default = _default(section, name)
-    shown = {msgspec.NODEFAULT: "required", None: "unset"}.get(default) or f"`{_toml(default)}`"
+    shown = "unset" if default is None else f"`{_toml(default)}`"
+    shown = "required" if default is msgspec.NODEFAULT else shown
     variable = f"`{variable}`" if variable else ""
     return f"| `{name}` | {_type_name(kind)} | {shown} | {variable} | {text} |"
 
 
 def _default(section: type[Section], name: str) -> Any:
-    """The default as something hashable."""
+    """The default in a form that ``_toml`` writes."""
     [setting] = [entry for entry in msgspec.structs.fields(section) if entry.name == name]
-    return () if setting.default_factory is not msgspec.NODEFAULT else setting.default
+    return setting.default if setting.default_factory is msgspec.NODEFAULT else setting.default_factory()
 
 
 def _type_name(kind: Any) -> str:

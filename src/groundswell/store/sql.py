@@ -1,4 +1,4 @@
-"""The durable store: one writer thread with group commit, a few readers; SQLite today, PostgreSQL when needed.
+"""The durable store: one writer thread with group commit, a few readers; SQLite now, PostgreSQL when needed.
 
 Theory of operation. A caller hands over a function that takes a connection. The writer thread takes whatever
 is waiting, runs it in one transaction, each function inside a SAVEPOINT of its own so that one failing does

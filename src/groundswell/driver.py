@@ -19,17 +19,16 @@ _log = logging.getLogger(__name__)
 EventT = TypeVar("EventT")
 EffectT = TypeVar("EffectT")
 _EventIn = TypeVar("_EventIn", contravariant=True)
-_EffectOut = TypeVar("_EffectOut", covariant=True)
 
 
-class Machine(Protocol[_EventIn, _EffectOut]):
+class Machine(Protocol[_EventIn, EffectT]):
     """What every brain looks like from outside."""
 
     @property
     def wake_s(self) -> float | None:
         """When it next wants a tick, on the clock that ``step`` is given; None or infinity: never."""
 
-    def step(self, now_s: float, event: _EventIn) -> list[_EffectOut]: ...
+    def step(self, now_s: float, event: _EventIn) -> list[EffectT]: ...
 
 
 class LoopClock:

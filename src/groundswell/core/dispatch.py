@@ -1,16 +1,65 @@
 """The dispatcher: holds every accepted work until it has ended, exactly once.
 
-Theory of operation: TO BE WRITTEN WITH THE MACHINE.
+Theory of operation. A work is *waiting* or *running* until it ends, and it ends once: ``Finish`` is sent
+where its entry is dropped, and nowhere else. It runs by one lease at a time, number 1, 2, ...; messages of
+any other attempt only free slots. What can happen to a lease, and what follows:
+
+    ends well               the work is done (after the frames that the end overtook have come)
+    rejected                the work failed: a wrong request is wrong everywhere
+    lost                    moves on; the second death without any output is poison: no third node
+    broken, stalled         moves on, up to three times; the engine's breaker hears of it
+    not answered, refused   moves on; nothing has begun
+
+Moving on is free until content went out. After that the work goes only where the same model can continue
+it, with what was emitted counted, or ends with the one reason that says why not. Lost work waits in front
+of everybody.
+
+A slot counts as ours from the offer until the node says that the attempt is over, or stops reporting it; so
+a withdrawn attempt keeps its slot until then, and in flight is never above slots. Reports also find what
+one side forgot: an attempt that two reports in a row lack is lost, one that we do not know is withdrawn.
+
+Nothing scans the open works. Each lease, waiting work, node and breaker has one alarm (``core.timers``); a
+free slot looks at the lanes that it can serve (``core.waiting``). Output is the hot path and comes first in
+``step``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, assert_never
 
-from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refused, Withdraw
+from groundswell.core.chance import mix, unit
+from groundswell.core.continuation import can_continue, combined_usage
+from groundswell.core.estimate import Estimator
+from groundswell.core.health import Breaker
+from groundswell.core.lease import Entry, Lease
+from groundswell.core.membership import AttemptKey, Change, Engine, Members, Node, Seat, Standing
+from groundswell.core.routing import OUTPUT_EXPECTED, Ask, PoolKey, Router, fits, need_of
+from groundswell.core.timers import NEVER, Timers
+from groundswell.core.waiting import RANK_LOST, RANKS, Lane, WaitingRoom
+from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refusal, Refused, Withdraw
 from groundswell.model.money import Price, Usage
 from groundswell.model.node import NodeReport
-from groundswell.model.work import Work, WorkState
+from groundswell.model.work import Kind, Work, WorkState
+
+ACCEPT_S: Final = 2.0  # An offer without an answer for so long never arrived.
+EVIDENCE_S: Final = 1.0  # A report says something about a message only if that was sent this much earlier.
+FIRST_MIN_S, FIRST_MAX_S = 4.0, 60.0  # First output: 4x the predicted TTFT + 2 s, within these.
+GAP_MIN_S, GAP_MAX_S = 2.0, 4.0  # Between frames: 10x the stream's own median gap, within these.
+WHOLE_MIN_S, WHOLE_MAX_S = 60.0, 900.0  # Not streamed: 4x the predicted completion + 30 s, within these.
+HUNG_S: Final = (
+    1.0  # When a stream stalls and all others of its engine are silent this long, it is the engine.
+)
+DEATHS_MAX: Final = 2  # Without output the second death ends a work: it may be what kills.
+FAILURES_MAX: Final = 3  # Broken or stalled attempts that are tried again.
+UNANSWERED_MAX: Final = 5
+CONTINUED_MAX: Final = 8  # Continuations of one stream.
+ATTEMPTS_MAX: Final = 64  # Of any sort, refused offers included.
+LOST_WAIT_S: Final = 30.0  # Lost work may wait this long again, whatever its deadline was.
+RESUME_WAIT_MAX_S: Final = 120.0  # A broken stream waits at most this long while its model is only busy.
+KNOWN_MODELS_MAX: Final = 4096
+PIXELS_PER_UNIT: Final = 20_000  # About as long to encode as a token takes to decode.
+RETRY_MIN_S, RETRY_DRAIN_MAX_S = 1.0, 80.0  # Retry-After, before up to 1.5x of jitter: at most 120 s.
 
 # --- events: what happened ---
 
@@ -50,7 +99,16 @@ class Tick:
     """Nothing happened but time: the machine asked to be woken now."""
 
 
-Event = Arrived | Cancelled | Reported | Left | Accepted | Refused | Output | Ended | Tick
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The front door holds this work's output back because its client is slow, or lets it flow again; silence
+    of a paused stream is not a stall."""
+
+    work_id: str
+    paused: bool
+
+
+Event = Arrived | Cancelled | Reported | Left | Accepted | Refused | Output | Ended | Paused | Tick
 
 # --- effects: what to do ---
 
@@ -112,3 +170,775 @@ class Finish:
 
 
 Effect = Send | Deliver | Finish
+
+
+# --- the machine ---
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How fast one slot of a pool works, as learned from what finished: units per second, and seconds each."""
+
+    units_s: float = 50.0
+    service_s: float = 5.0
+
+
+class Dispatcher:
+    """Holds every open work of one gateway.
+
+    ``queue_works_max`` and ``queue_units_max`` (tokens) bound what waits. With several gateways each gives its
+    works ids that begin with its own ``id_prefix``, so that none withdraws what belongs to another.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_works_max: int = 1000,
+        queue_units_max: int = 8_000_000,
+        estimator: Estimator | None = None,
+        id_prefix: str = "",
+    ) -> None:
+        self._timers = Timers()
+        self.members = Members(self._timers)
+        self.router = Router(estimator)
+        self.waiting = WaitingRoom(queue_works_max, queue_units_max)
+        self._id_prefix = id_prefix
+        self._open: dict[str, Entry] = {}
+        self._slots: dict[AttemptKey, Engine] = {}  # Every attempt that may hold a slot, as in Engine.held.
+        self._known: dict[PoolKey, _Pace] = {}  # Models that were ever offered; the newest 4,096.
+        self._freed: dict[Engine, None] = {}  # Engines that may take more since this step began.
+        self._unplaced: dict[PoolKey, None] = {}  # Pools for which works began to wait in this step.
+
+    @property
+    def wake_s(self) -> float | None:
+        """When the dispatcher wants its next ``Tick``; None while nothing can come due."""
+        return self._timers.wake_s
+
+    def state(self, work_id: str) -> WorkState | None:
+        """Queued or running; None for a work that is not open (any more)."""
+        entry = self._open.get(work_id)
+        return None if entry is None else WorkState.QUEUED if entry.waiting else WorkState.RUNNING
+
+    def __len__(self) -> int:
+        """How many works are open."""
+        return len(self._open)
+
+    def keeps(self, output: Output) -> bool:
+        """Whether this frame came too early and will be delivered later: keep its bytes until then."""
+        entry = self._open.get(output.work_id)
+        lease = entry.lease if entry else None
+        return lease is not None and lease.attempt == output.attempt and output.index in lease.early
+
+    def step(self, now_s: float, event: Event) -> list[Effect]:
+        """Take one event in, hand back everything that should now be done, in order."""
+        if type(event) is Output:
+            return self._output(now_s, event)
+        effects: list[Effect] = []
+        self._take(now_s, event, effects)
+        if self._freed or self._unplaced:
+            self._place_waiting(now_s, effects)
+        return effects
+
+    def _take(self, now_s: float, event: Event, effects: list[Effect]) -> None:
+        match event:
+            case Arrived():
+                self._arrived(now_s, event, effects)
+            case Ended():
+                self._ended(now_s, event, effects)
+            case Accepted():
+                self._accepted(event, effects)
+            case Cancelled():
+                entry = self._open.get(event.work_id)
+                if entry is not None:
+                    self._finish(now_s, entry, WorkState.CANCELLED, Reason.CANCELLED, effects)
+            case Reported():
+                self._reported(now_s, event.report, effects)
+            case Refused():
+                self._refused(now_s, event, effects)
+            case Left():
+                change = self.members.left(event.node_id, event.generation)
+                if change is not None:
+                    self._changed(now_s, change, effects)
+            case Paused():
+                self._paused(now_s, event)
+            case Tick():
+                self._tick(now_s, effects)
+            case Output():  # pragma: no cover - ``step`` has taken it
+                pass
+            case _:
+                assert_never(event)
+
+    # --- a work comes, waits, and gets a seat ---
+
+    def _arrived(self, now_s: float, event: Arrived, effects: list[Effect]) -> None:
+        work = event.work
+        if work.id in self._open:
+            return
+        need = need_of(work)
+        units = _units(work)
+        entry = Entry(work, event.draw, now_s, need, RANKS[work.work_class], units)
+        self._open[work.id] = entry
+        if need.pool not in self._known:
+            self._finish(now_s, entry, WorkState.REFUSED, Reason.UNKNOWN_MODEL, effects)
+        elif not self.waiting.waits(need) and self._place(now_s, entry, None, effects):
+            pass
+        elif not self.waiting.admits(units):
+            self._finish(now_s, entry, WorkState.REFUSED, Reason.QUEUE_FULL, effects)
+        elif work.deadline_s <= now_s:
+            self._finish(now_s, entry, WorkState.REFUSED, self._why_waiting(entry), effects)
+        else:
+            self._wait(entry, work.deadline_s)
+
+    def _wait(self, entry: Entry, until_s: float) -> None:
+        entry.waiting = True
+        self.waiting.add(entry)
+        self._timers.set(entry, until_s)
+        self._unplaced[entry.need.pool] = None
+
+    def _place_waiting(self, now_s: float, effects: list[Effect]) -> None:
+        """Fill what has become free, and find seats for what has begun to wait."""
+        freed, self._freed = self._freed, {}
+        unplaced, self._unplaced = self._unplaced, {}
+        if not self.waiting.works:
+            return
+        for engine in freed:
+            if engine.free:
+                pools = [
+                    (kind, seat.capability.model)
+                    for seat in engine.seats.values()
+                    for kind in sorted(seat.capability.kinds)
+                ]
+                self._fill(now_s, pools, engine, effects)
+        self._fill(now_s, list(unplaced), None, effects)
+
+    def _fill(self, now_s: float, pools: list[PoolKey], hint: Engine | None, effects: list[Effect]) -> None:
+        """Give seats to the works that wait for these pools, most urgent first, until no lane moves."""
+        lanes = self.waiting.lanes(pools)
+        while lanes and (hint is None or hint.free):
+            heads = [(head.rank, head.arrived_s, at) for at, one in enumerate(lanes) if (head := one.head())]
+            if not heads:
+                return
+            at = min(heads)[2]
+            if not self._place_next(now_s, lanes[at], hint, effects):
+                del lanes[at]
+
+    def _place_next(self, now_s: float, lane: Lane, hint: Engine | None, effects: list[Effect]) -> bool:
+        """Seat the first of the lane; who avoids a seat does not keep the others from it."""
+        for entry in lane:
+            if self._place(now_s, entry, hint, effects):
+                return True
+            if not entry.avoid:
+                return False
+        return False
+
+    def _place(self, now_s: float, entry: Entry, hint: Engine | None, effects: list[Effect]) -> bool:
+        work = entry.work
+        draw = mix(entry.draw + entry.attempts)
+        ask = Ask(
+            entry.need,
+            work.prompt_tokens + entry.emitted,
+            _output_expected(work, entry.emitted),
+            work.pixels,
+            work.prefix,
+            draw,
+            hint,
+            frozenset(entry.avoid),
+        )
+        seats = self.router.rank(ask)
+        if not seats:
+            return False
+        if entry.waiting:
+            self._leave_queue(entry)
+        self._offer(now_s, entry, seats[0], ask, effects)
+        return True
+
+    def _leave_queue(self, entry: Entry) -> None:
+        self.waiting.remove(entry)
+        self._timers.off(entry)
+        entry.waiting = False
+
+    def _offer(self, now_s: float, entry: Entry, seat: Seat, ask: Ask, effects: list[Effect]) -> None:
+        engine, work = seat.engine, entry.work
+        entry.attempts += 1
+        entry.continued += entry.sent
+        entry.started_s = now_s if entry.started_s is None else entry.started_s
+        lease = entry.lease = Lease(entry, entry.attempts, seat, now_s)
+        lease.limit_s = self._first_limit_s(seat, ask, work)
+        key = (work.id, lease.attempt)
+        engine.held[key] = NEVER
+        self._slots[key] = engine
+        if work.kind is Kind.TRANSCODE:
+            lease.left = work.pixels
+        else:
+            lease.prefill_tokens = ask.prompt_tokens
+            lease.left = ask.prompt_tokens + ask.output_tokens
+        lease.sequences = len(engine.held) + engine.others
+        engine.prefill_tokens += lease.prefill_tokens
+        engine.backlog += lease.left
+        if engine.breaker.half_open:
+            engine.breaker.probe = key
+        self._timers.set(lease, now_s + ACCEPT_S)
+        self.router.refresh(engine)
+        self.router.memory.sent(work.prefix, seat)
+        offer = Offer(
+            work.id,
+            lease.attempt,
+            engine.node.node_id,
+            engine.engine_id,
+            work.kind,
+            work.model,
+            entry.emitted,
+            seat.capability.price,
+        )
+        effects.append(Send(engine.node.node_id, offer))
+
+    def _first_limit_s(self, seat: Seat, ask: Ask, work: Work) -> float:
+        """How long an attempt may be silent: to its first content, or in all if it is not streamed."""
+        if work.kind is Kind.TRANSCODE:
+            ahead = ask.pixels + seat.engine.backlog
+            expected_s = self.router.estimator.predict_transcode_s(seat.key, ahead)
+        else:
+            ttft_s, tpot_s, _ = self.router.predict(seat, ask.prompt_tokens, ask.output_tokens)
+            if work.streaming:
+                return _clamp(4.0 * ttft_s + 2.0, FIRST_MIN_S, FIRST_MAX_S)
+            expected_s = ttft_s + tpot_s * (work.output_tokens_max or seat.capability.context_tokens)
+        return _clamp(4.0 * expected_s + 30.0, WHOLE_MIN_S, WHOLE_MAX_S)
+
+    # --- an attempt runs ---
+
+    def _output(self, now_s: float, event: Output) -> list[Effect]:
+        entry = self._open.get(event.work_id)
+        if entry is None:
+            return []
+        lease = entry.lease
+        if lease is None or lease.attempt != event.attempt:
+            return []
+        if lease.flowing and event.index == lease.next_index and not lease.early and lease.ended is None:
+            lease.next_index += 1
+            self._flow(now_s, entry, lease, event)
+            return [Deliver(event.work_id, event.attempt, event.index)]
+        return self._output_slow(now_s, entry, lease, event)
+
+    def _output_slow(self, now_s: float, entry: Entry, lease: Lease, event: Output) -> list[Effect]:
+        """The first frames of an attempt, frames out of order, and those after the end."""
+        if not lease.accepted:
+            self._mark_accepted(lease)
+        effects: list[Effect] = []
+        for frame in lease.admit(event):
+            if not lease.flowing and (frame.tokens > 0 or not frame.resumable):
+                self._first_content(now_s, entry, lease)
+            self._flow(now_s, entry, lease, frame)
+            effects.append(Deliver(frame.work_id, frame.attempt, frame.index))
+        ended = lease.ended
+        if ended is not None and lease.next_index >= ended.frames:
+            self._complete(now_s, entry, lease, ended, effects)
+            self._place_waiting(now_s, effects)
+        return effects
+
+    def _first_content(self, now_s: float, entry: Entry, lease: Lease) -> None:
+        engine = lease.engine
+        engine.prefill_tokens -= lease.prefill_tokens
+        prompt = min(lease.prefill_tokens, lease.left)
+        engine.backlog -= prompt
+        lease.left -= prompt
+        lease.prefill_tokens = 0
+        if lease.first_s == NEVER:
+            lease.first_s = lease.last_s = now_s
+        if entry.work.streaming:
+            lease.flowing = True
+            lease.limit_s = GAP_MAX_S
+            if not entry.sent:
+                entry.sent = True
+                entry.ttft_s = now_s - entry.arrived_s
+                entry.fingerprint = lease.seat.capability.fingerprint
+
+    def _flow(self, now_s: float, entry: Entry, lease: Lease, frame: Output) -> None:
+        """One frame in order: put the stall limit off, count.
+
+        The limit follows 10x the median gap by steps of a tenth, up for a longer gap and down for a shorter
+        one, which balances where half of the gaps are longer: the median, at the cost of one comparison.
+        """
+        if lease.flowing:
+            gap_s = now_s - lease.last_s
+            if 10.0 * gap_s > lease.limit_s:
+                lease.limit_s = min(lease.limit_s * 1.1, GAP_MAX_S)
+            elif lease.limit_s > GAP_MIN_S:
+                lease.limit_s = max(lease.limit_s / 1.1, GAP_MIN_S)
+            lease.due_s = now_s + lease.limit_s
+        lease.last_s = now_s
+        tokens = frame.tokens
+        lease.tokens += tokens
+        done = tokens if tokens < lease.left else lease.left
+        lease.left -= done
+        lease.engine.backlog -= done
+        if not frame.resumable:
+            entry.resumable = False
+
+    def _accepted(self, event: Accepted, effects: list[Effect]) -> None:
+        lease = self._lease(event.work_id, event.attempt)
+        if lease is not None:
+            if not lease.accepted:
+                self._mark_accepted(lease)
+            return
+        engine = self._slots.get((event.work_id, event.attempt))
+        if engine is not None:  # Withdrawn before it was accepted; the first withdrawal may be lost.
+            effects.append(Send(engine.node.node_id, Withdraw(event.work_id, event.attempt)))
+
+    def _mark_accepted(self, lease: Lease) -> None:
+        lease.accepted = True
+        if lease.ended is None and not lease.paused:
+            self._timers.set(lease, lease.offered_s + lease.limit_s)
+
+    def _paused(self, now_s: float, event: Paused) -> None:
+        entry = self._open.get(event.work_id)
+        lease = entry.lease if entry else None
+        if lease is None or lease.paused == event.paused:
+            return
+        lease.paused = event.paused
+        if event.paused:
+            self._timers.off(lease)
+        else:
+            lease.last_s = now_s
+            self._timers.set(lease, now_s + max(lease.limit_s, GAP_MIN_S))
+
+    # --- an attempt ends, one way or another ---
+
+    def _ended(self, now_s: float, event: Ended, effects: list[Effect]) -> None:
+        key = (event.work_id, event.attempt)
+        self._release(key)
+        lease = self._lease(*key)
+        if lease is None or lease.ended is not None:
+            return
+        if event.fault is not None:
+            self._failed(now_s, lease, event.fault, effects)
+        elif lease.next_index >= event.frames:
+            self._complete(now_s, lease.entry, lease, event, effects)
+        else:
+            lease.accepted = True
+            lease.ended = event
+            self._timers.set(lease, now_s + GAP_MAX_S)
+
+    def _complete(
+        self, now_s: float, entry: Entry, lease: Lease, ended: Ended, effects: list[Effect]
+    ) -> None:
+        work = entry.work
+        self._good(now_s, lease.engine)
+        self._learn(now_s, entry, lease)
+        emitted = entry.emitted if work.streaming else 0
+        usage = combined_usage(emitted, lease.tokens, ended.usage, work.prompt_tokens)
+        self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
+
+    def _learn(self, now_s: float, entry: Entry, lease: Lease) -> None:
+        """What a finished attempt teaches about its engine, and about the pace of its pool."""
+        work, seat = entry.work, lease.seat
+        busy_s = max(now_s - lease.offered_s, 1e-3)
+        if work.kind is Kind.TRANSCODE:
+            self.router.estimator.observe_transcode(seat.key, work.pixels, busy_s)
+            units = entry.units
+        else:
+            units = work.prompt_tokens + entry.emitted + lease.tokens
+            if lease.first_s != NEVER and work.streaming and seat.capability.warm:
+                tpot_s = (lease.last_s - lease.first_s) / max(1, lease.tokens - 1)
+                self.router.estimator.observe(
+                    seat.key,
+                    seat.capability.profile,
+                    work.prompt_tokens + entry.emitted,
+                    max(1, lease.tokens),
+                    lease.first_s - lease.offered_s,
+                    tpot_s if lease.tokens > 1 else 0.0,
+                    lease.sequences,
+                )
+        pace = self._known.get(need_of(work).pool)
+        if pace is not None:
+            pace.units_s += 0.1 * (max(units, 1) / busy_s - pace.units_s)
+            pace.service_s += 0.1 * (busy_s - pace.service_s)
+
+    def _refused(self, now_s: float, event: Refused, effects: list[Effect]) -> None:
+        """Our view was old: believe the node until its next report."""
+        key = (event.work_id, event.attempt)
+        engine = self._slots.get(key)
+        self._release(key)
+        lease = self._lease(*key)
+        if engine is None or lease is None:
+            return
+        match event.reason:
+            case Refusal.FULL:
+                engine.others = max(engine.others, engine.slots - len(engine.held))
+                self.router.refresh(engine)
+            case Refusal.NO_ENGINE:
+                engine.healthy = False
+                self.router.refresh(engine)
+            case Refusal.DRAINING:
+                engine.node.draining = True
+                for one in engine.node.engines.values():
+                    self.router.refresh(one)
+        entry = lease.entry
+        entry.continued -= entry.sent
+        self._drop(now_s, lease, effects)
+        self._move_on(now_s, lease, effects)
+
+    def _failed(self, now_s: float, lease: Lease, fault: Fault, effects: list[Effect]) -> None:
+        """This attempt is over by a fault: tell the breaker, free what it had, and decide how it goes on."""
+        entry = lease.entry
+        entry.avoid.add(lease.identity)
+        if fault is Fault.LOST:
+            entry.deaths += 1
+        elif not lease.accepted:
+            entry.unanswered += 1
+        else:
+            entry.failures += 1
+        self._drop(now_s, lease, effects)
+        if fault is Fault.REJECTED:
+            self._finish(now_s, entry, WorkState.FAILED, Reason.REJECTED, effects, fault=fault)
+            return
+        if fault is not Fault.CANCELLED:
+            self._bad(now_s, lease.engine)
+        self._move_on(now_s, lease, effects, fault)
+
+    def _move_on(self, now_s: float, lease: Lease, effects: list[Effect], fault: Fault | None = None) -> None:
+        """The work has no attempt any more: done after all, out of tries, or back to the front of the queue."""
+        entry, work = lease.entry, lease.entry.work
+        reason = self._why_not_again(entry, lease)
+        if reason == "":
+            usage = self._usage_so_far(entry)
+            self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
+        elif reason is not None:
+            self._finish(now_s, entry, WorkState.FAILED, reason, effects, fault=fault)
+        else:
+            if work.streaming:
+                entry.emitted += lease.tokens
+                lease.tokens = 0
+            if entry.rank != RANK_LOST or lease.flowing:
+                entry.lost_s = now_s
+            entry.rank = RANK_LOST
+            entry.need = need_of(work, entry.fingerprint if entry.sent else "")
+            again_s = max(now_s, entry.lost_s + LOST_WAIT_S)
+            self._wait(entry, again_s if entry.sent else max(work.deadline_s, again_s))
+
+    def _why_not_again(self, entry: Entry, lease: Lease) -> str | None:
+        """None: try again. Empty: nothing is left to do. Otherwise the reason to give up."""
+        work = entry.work
+        if entry.attempts >= ATTEMPTS_MAX:
+            return Reason.EXHAUSTED
+        if entry.sent:
+            if work.output_tokens_max and entry.emitted + lease.tokens >= work.output_tokens_max:
+                return ""
+            if not entry.resumable or not self._resumable_somewhere(entry, lease):
+                return Reason.NOT_RESUMABLE
+            return Reason.EXHAUSTED if entry.continued >= CONTINUED_MAX else None
+        if entry.deaths >= DEATHS_MAX:
+            return Reason.POISON
+        tried = entry.failures > FAILURES_MAX or entry.unanswered > UNANSWERED_MAX
+        return Reason.EXHAUSTED if tried else None
+
+    def _resumable_somewhere(self, entry: Entry, lease: Lease) -> bool:
+        """Whether a seat is known, or may come back, on which the stream could go on."""
+        exact = entry.work.needs_exact_resume
+        if can_continue(lease.seat.capability, entry.fingerprint, exact):
+            return True
+        return self._known_seat(entry)
+
+    def _known_seat(self, entry: Entry) -> bool:
+        """Whether any node that is not dead has, or had until its engine went down, a seat for a stream."""
+        need = need_of(entry.work, entry.fingerprint)
+        pool = self.router.pools.get(need.pool)
+        return (
+            pool is not None
+            and bool(entry.fingerprint)
+            and any(fits(seat, need) for seat in pool.scan(0, len(pool.seats)))
+        )
+
+    def _drop(self, now_s: float, lease: Lease, effects: list[Effect]) -> None:
+        """Fence the attempt off. If the node may still run it, ask it to stop; the slot is its until then."""
+        engine, entry = lease.engine, lease.entry
+        key = (entry.work.id, lease.attempt)
+        entry.lease = None
+        entry.last = lease
+        lease.early.clear()
+        self._timers.off(lease)
+        engine.backlog -= lease.left
+        engine.prefill_tokens -= lease.prefill_tokens
+        lease.left = lease.prefill_tokens = 0
+        if engine.breaker.probe == key:
+            engine.breaker.probe = None
+            self._touch(engine)
+        if key in engine.held:
+            engine.held[key] = now_s
+            effects.append(Send(engine.node.node_id, Withdraw(*key)))
+
+    def _release(self, key: AttemptKey) -> None:
+        """The node holds this attempt no longer."""
+        engine = self._slots.pop(key, None)
+        if engine is not None:
+            del engine.held[key]
+            self._touch(engine)
+
+    def _touch(self, engine: Engine) -> None:
+        """Its free slots or standing changed."""
+        self.router.refresh(engine)
+        self._freed[engine] = None
+
+    def _lease(self, work_id: str, attempt: int) -> Lease | None:
+        """The lease of this attempt if it is the one that counts."""
+        entry = self._open.get(work_id)
+        lease = entry.lease if entry else None
+        return lease if lease is not None and lease.attempt == attempt else None
+
+    def _finish(
+        self,
+        now_s: float,
+        entry: Entry,
+        state: WorkState,
+        reason: str,
+        effects: list[Effect],
+        *,
+        fault: Fault | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        """The one place where a work ends."""
+        if entry.waiting:
+            self._leave_queue(entry)
+        if entry.lease is not None:
+            self._drop(now_s, entry.lease, effects)
+        del self._open[entry.work.id]
+        last = entry.last
+        engine = last.engine if last else None
+        started_s = now_s if entry.started_s is None else entry.started_s
+        overload = state is WorkState.REFUSED and reason != Reason.UNKNOWN_MODEL
+        effects.append(
+            Finish(
+                entry.work.id,
+                state,
+                reason,
+                fault,
+                engine.node.node_id if engine else "",
+                engine.engine_id if engine else "",
+                self._usage_so_far(entry) if usage is None else usage,
+                last.seat.capability.price if last else Price(),
+                entry.attempts,
+                entry.continued,
+                entry.emitted,
+                self._retry_after_s(entry) if overload else None,
+                started_s - entry.arrived_s,
+                entry.ttft_s,
+            )
+        )
+
+    def _usage_so_far(self, entry: Entry) -> Usage:
+        """What the client got of a work that did not end well; the prompt is charged only with output."""
+        last = entry.last.tokens if entry.last and entry.work.streaming else 0
+        emitted = entry.emitted + last
+        return Usage(entry.work.prompt_tokens if emitted else 0, emitted)
+
+    def _retry_after_s(self, entry: Entry) -> float:
+        """When what waits now will be gone, in seconds, 1 to 120; the draw spreads the clients out."""
+        key = entry.need.pool
+        pool, pace = self.router.pools.get(key), self._known[key]
+        slots = pool.slots if pool else 0
+        drain_s = LOST_WAIT_S
+        if slots:
+            drain_s = self.waiting.pool_units(key) / (pace.units_s * slots) + pace.service_s / 2
+        return _clamp(drain_s, RETRY_MIN_S, RETRY_DRAIN_MAX_S) * (1.0 + 0.5 * unit(mix(entry.draw)))
+
+    # --- nodes report, fall silent, leave ---
+
+    def _reported(self, now_s: float, report: NodeReport, effects: list[Effect]) -> None:
+        change = self.members.report(now_s, report)
+        if change is None:
+            return
+        listed = set(report.attempts)
+        running = {one.engine_id: one.running for one in report.engines}
+        self._reseat(change)
+        lost = self._restarted(now_s, change, listed)
+        node = self.members.nodes[report.node_id]
+        for engine in node.engines.values():
+            ours = sum(1 for key in engine.held if key in listed)
+            engine.others = max(0, running[engine.engine_id] - ours)
+            lost += self._reconcile(now_s, engine, listed, effects)
+        self._lose(now_s, change, lost, effects)
+        for key in report.attempts:
+            if key not in self._slots and key[0].startswith(self._id_prefix):
+                effects.append(Send(report.node_id, Withdraw(*key)))
+
+    def _restarted(self, now_s: float, change: Change, listed: set[AttemptKey]) -> list[Lease]:
+        """What an engine's earlier process took with it: all that the new report does not list, except for
+        offers that may still be on their way."""
+        lost = []
+        for engine in change.restarted:
+            for key in list(engine.held):
+                lease = self._lease(*key)
+                if key in listed:
+                    if lease is not None:
+                        lease.identity = engine.identity
+                elif lease is None:
+                    self._release(key)
+                elif lease.accepted or now_s - lease.offered_s > EVIDENCE_S:
+                    lost.append(lease)
+                    self._release(key)
+        return lost
+
+    def _reconcile(
+        self, now_s: float, engine: Engine, listed: set[AttemptKey], effects: list[Effect]
+    ) -> list[Lease]:
+        """Compare what we think runs there with what the node says; what is lost is returned."""
+        lost = []
+        for key, withdrawn_s in list(engine.held.items()):
+            lease = self._lease(*key)
+            if lease is not None:
+                if key in listed:
+                    lease.missing = 0
+                    if not lease.accepted:
+                        self._mark_accepted(lease)
+                elif lease.accepted and now_s - lease.offered_s > EVIDENCE_S:
+                    lease.missing += 1
+                    if lease.missing >= 2:
+                        lost.append(lease)
+                        self._release(key)
+            elif now_s - withdrawn_s > EVIDENCE_S:
+                if key in listed:
+                    effects.append(Send(engine.node.node_id, Withdraw(*key)))
+                else:
+                    self._release(key)
+        return lost
+
+    def _changed(self, now_s: float, change: Change, effects: list[Effect]) -> None:
+        """Take a change of membership over that no report brought."""
+        self._reseat(change)
+        self._lose(now_s, change, [], effects)
+
+    def _reseat(self, change: Change) -> None:
+        """Seats first: whatever is decided next must see them."""
+        for seat in change.removed:
+            self.router.remove(seat)
+        for seat in change.added:
+            self._learn_models(seat)
+            self.router.add(seat)
+
+    def _lose(self, now_s: float, change: Change, lost: list[Lease], effects: list[Effect]) -> None:
+        """Free everything that was lost before any of it moves on, so that none goes where another just died."""
+        for engine in change.gone:
+            for key in list(engine.held):
+                lease = self._lease(*key)
+                if lease is not None:
+                    lost.append(lease)
+                del self._slots[key]
+            engine.held.clear()
+        for engine in change.touched:
+            self._touch(engine)
+        for lease in lost:
+            self._failed(now_s, lease, Fault.LOST, effects)
+
+    def _learn_models(self, seat: Seat) -> None:
+        for kind in sorted(seat.capability.kinds):
+            self._known.setdefault((kind, seat.capability.model), _Pace())
+        while len(self._known) > KNOWN_MODELS_MAX:
+            self._known.pop(next(one for one in self._known if one not in self.router.pools))
+
+    # --- time passes ---
+
+    def _tick(self, now_s: float, effects: list[Effect]) -> None:
+        for alarm in self._timers.due(now_s):
+            match alarm:
+                case Lease():
+                    if alarm.entry.lease is alarm and not alarm.paused:
+                        self._stalled(now_s, alarm, effects)
+                case Entry():
+                    if alarm.waiting:
+                        self._waited(now_s, alarm, effects)
+                case Node():
+                    if alarm.standing is not Standing.DEAD:
+                        self._changed(now_s, self.members.silent(now_s, alarm), effects)
+                case Breaker():
+                    self._relent(alarm)
+
+    def _stalled(self, now_s: float, lease: Lease, effects: list[Effect]) -> None:
+        """An attempt was silent for too long. If every stream of its engine is silent, it is the engine: one
+        ejection and one decision for all of them."""
+        engine = lease.engine
+        leases = [one for key in engine.held if (one := self._lease(*key)) is not None and not one.paused]
+        flowing = [one for one in leases if one.flowing]
+        hung = lease.flowing and len(flowing) > 1 and all(now_s - one.last_s >= HUNG_S for one in flowing)
+        if not hung:
+            self._failed(now_s, lease, Fault.STALLED, effects)
+            return
+        self._eject(now_s, engine)
+        for one in leases:
+            if one.entry.work.streaming and now_s - one.last_s >= HUNG_S:
+                one.entry.avoid.add(one.identity)
+                one.entry.failures += 1
+                self._drop(now_s, one, effects)
+                self._move_on(now_s, one, effects, Fault.STALLED)
+
+    def _waited(self, now_s: float, entry: Entry, effects: list[Effect]) -> None:
+        """A work has waited as long as it may."""
+        if not entry.sent:
+            state = WorkState.FAILED if entry.attempts else WorkState.REFUSED
+            self._finish(now_s, entry, state, self._why_waiting(entry), effects)
+        elif not self._known_seat(entry):
+            self._finish(now_s, entry, WorkState.FAILED, Reason.NOT_RESUMABLE, effects)
+        elif now_s - entry.lost_s >= RESUME_WAIT_MAX_S:
+            self._finish(now_s, entry, WorkState.FAILED, Reason.NO_NODE, effects)
+        else:
+            self._timers.set(entry, now_s + LOST_WAIT_S)
+
+    def _why_waiting(self, entry: Entry) -> str:
+        """Too busy, or nobody there."""
+        pool = self.router.pools.get(entry.need.pool)
+        return Reason.DEADLINE if pool is not None and pool.available else Reason.NO_NODE
+
+    # --- engines misbehave ---
+
+    def _good(self, now_s: float, engine: Engine) -> None:
+        was_half_open = engine.breaker.half_open
+        engine.breaker.good(now_s)
+        if was_half_open:
+            self._touch(engine)
+
+    def _bad(self, now_s: float, engine: Engine) -> None:
+        if engine.breaker.bad(now_s):
+            self._eject(now_s, engine)
+
+    def _eject(self, now_s: float, engine: Engine) -> None:
+        """Out of rotation for a while, unless more than half of a model's seats would be out."""
+        if engine.breaker.open or engine.node.engines.get(engine.engine_id) is not engine:
+            return
+        for seat in engine.seats.values():
+            for kind in seat.capability.kinds:
+                pool = self.router.pools[(kind, seat.capability.model)]
+                alive = [
+                    one.engine
+                    for one in pool.scan(0, len(pool.seats))
+                    if one.engine.healthy and one.engine.node.standing is Standing.ALIVE
+                ]
+                if 2 * (1 + sum(one.breaker.open for one in alive)) > len(alive):
+                    return
+        self._timers.set(engine.breaker, now_s + engine.breaker.trip(now_s))
+        self._touch(engine)
+
+    def _relent(self, breaker: Breaker) -> None:
+        """The ejection is over: one work may try it."""
+        breaker.relent()
+        node_id, engine_id = breaker.owner
+        node = self.members.nodes.get(node_id)
+        engine = node.engines.get(engine_id) if node else None
+        if engine is not None:
+            self._touch(engine)
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return low if value < low else high if value > high else value
+
+
+def _output_expected(work: Work, emitted: int = 0) -> int:
+    """Tokens of output to plan with: what the client allows, but no more than usual answers have."""
+    if work.kind is Kind.EMBEDDING:
+        return 1
+    allowed = max(1, work.output_tokens_max - emitted) if work.output_tokens_max else OUTPUT_EXPECTED
+    return min(allowed, OUTPUT_EXPECTED)
+
+
+def _units(work: Work) -> int:
+    """The size of a work in the queue's bound, in tokens or what takes as long."""
+    if work.kind is Kind.TRANSCODE:
+        return work.pixels // PIXELS_PER_UNIT + 1
+    return work.prompt_tokens + _output_expected(work)

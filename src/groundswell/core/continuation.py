@@ -187,13 +187,18 @@ def whole_characters(data: bytes) -> int:
     return len(data)
 
 
-def combined_usage(emitted: int, delivered: int, reported: Usage, prompt_tokens: int) -> Usage:
+def combined_usage(
+    emitted: int, delivered: int, reported: Usage, prompt_tokens: int, allowed: int = 0
+) -> Usage:
     """The usage of a work over all its attempts, as if there had been one.
 
     ``emitted`` tokens were sent by earlier attempts, ``delivered`` by the last one, whose engine ``reported``
     this. The engine counted the emitted prefix as input, so it is taken off there; an engine that
-    reports nothing is charged by what was delivered, and the gateway's estimate of the prompt.
+    reports nothing is charged by what was delivered, and the gateway's estimate of the prompt. No report
+    is believed beyond the output that the client ``allowed`` (0: no limit) or that was really delivered.
     """
     inputs = max(0, reported.input_tokens - emitted) if reported.input_tokens else prompt_tokens
     outputs = emitted + (reported.output_tokens or delivered)
+    if allowed:
+        outputs = min(outputs, max(allowed, emitted + delivered))
     return Usage(inputs, outputs, reported.pixels, reported.media_ms)

@@ -177,7 +177,7 @@ Effect = Send | Deliver | Finish
 
 @dataclass(slots=True)
 class _Pace:
-    """How fast one slot of a pool works, as learned from what finished: units per second, and seconds each."""
+    """How fast one slot of a pool works, learned from what finished: units per second, seconds per work."""
 
     units_s: float = 50.0
     service_s: float = 5.0
@@ -186,8 +186,8 @@ class _Pace:
 class Dispatcher:
     """Holds every open work of one gateway.
 
-    ``queue_works_max`` and ``queue_units_max`` (tokens) bound what waits. With several gateways each gives its
-    works ids that begin with its own ``id_prefix``, so that none withdraws what belongs to another.
+    ``queue_works_max`` and ``queue_units_max`` (tokens) bound what waits. With several gateways each gives
+    its works ids that begin with its own ``id_prefix``, so that none withdraws what belongs to another.
     """
 
     def __init__(
@@ -525,7 +525,8 @@ class Dispatcher:
         self._good(now_s, lease.engine)
         self._learn(now_s, entry, lease)
         emitted = entry.emitted if work.streaming else 0
-        usage = combined_usage(emitted, lease.tokens, ended.usage, work.prompt_tokens)
+        allowed = work.output_tokens_max
+        usage = combined_usage(emitted, lease.tokens, ended.usage, work.prompt_tokens, allowed)
         self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
 
     def _learn(self, now_s: float, entry: Entry, lease: Lease) -> None:
@@ -596,7 +597,7 @@ class Dispatcher:
         self._move_on(now_s, lease, effects, fault)
 
     def _move_on(self, now_s: float, lease: Lease, effects: list[Effect], fault: Fault | None = None) -> None:
-        """The work has no attempt any more: done after all, out of tries, or back to the front of the queue."""
+        """The work has no attempt any more: it is done after all, out of tries, or waits in front."""
         entry, work = lease.entry, lease.entry.work
         reason = self._why_not_again(entry, lease)
         if reason == "":
@@ -815,7 +816,7 @@ class Dispatcher:
             self.router.add(seat)
 
     def _lose(self, now_s: float, change: Change, lost: list[Lease], effects: list[Effect]) -> None:
-        """Free everything that was lost before any of it moves on, so that none goes where another just died."""
+        """Free all that was lost before any of it moves on, so that none goes where another just died."""
         for engine in change.gone:
             for key in list(engine.held):
                 lease = self._lease(*key)

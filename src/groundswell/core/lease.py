@@ -1,10 +1,10 @@
 """What the dispatcher keeps of a work that has not ended, and of its current attempt.
 
 Theory of operation. An entry lives from arrival to end. While it waits its alarm is its deadline; while it
-runs the alarm of its lease is the stall limit. A lease is also the fence: frames of any other attempt do not
-count, and its own count once, in order. Links may reorder and repeat, so frames that came too early are held, by
-index, in a bounded window; what is further ahead is dropped, and the gap that this leaves ends the attempt
-when the stall limit is reached.
+runs the alarm of its lease is the stall limit. A lease is also the fence: frames of any other attempt do
+not count, and its own count once, in order. Links may reorder and repeat, so frames that came too early are
+held, by index, in a bounded window; what is further ahead is dropped, and the gap that this leaves ends the
+attempt when the stall limit is reached.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Theory of operation. A node is what its last report says, as long as reports come: after three missed
 heartbeats it is *suspect* and gets nothing new, after 10 s of silence it is *dead* and what ran there is
-lost. A link that knows better (a goodbye, a broken connection) says so at once. Two numbers keep ghosts out.
-The generation rises with each start of a node: a report of an older one is ignored, of a newer one ends the
-older. The sequence rises with each report: what arrives late or twice is ignored, also after the node was declared
-dead, so that only a node that speaks *again* comes back. Engines have a generation of their own, since they
-are restarted under a node that lives on.
+lost. A link that knows better (a goodbye, a broken connection) says so at once. Two numbers keep ghosts
+out. The generation rises with each start of a node: a report of an older one is ignored, of a newer one
+ends the older. The sequence rises with each report: what arrives late or twice is ignored, also after the
+node was declared dead, so that only a node that speaks *again* comes back. Engines have a generation of
+their own, since they are restarted under a node that lives on.
 
 An ``Engine`` also carries what this gateway itself has running on it, since a decision must count the one
 before it at once; reports only add what other gateways have there.
@@ -66,8 +66,8 @@ class Engine:
     """
 
     __slots__ = (
-        "backlog", "breaker", "engine_id", "generation", "healthy", "held", "node", "others", "prefill_tokens",
-        "seats", "slots",
+        "backlog", "breaker", "engine_id", "generation", "healthy", "held", "node", "others",
+        "prefill_tokens", "seats", "slots",
     )  # fmt: skip
 
     def __init__(self, node: Node, engine_id: str, breaker: Breaker) -> None:
@@ -111,8 +111,8 @@ class Node(Alarm):
     """One node. Its alarm is the next moment at which silence would change its standing."""
 
     __slots__ = (
-        "breakers", "draining", "engines", "generation", "node_id", "region", "seen_s", "sequence", "standing",
-        "trust",
+        "breakers", "draining", "engines", "generation", "node_id", "region", "seen_s", "sequence",
+        "standing", "trust",
     )  # fmt: skip
 
     def __init__(self, node_id: str) -> None:

@@ -2,15 +2,16 @@
 
 Theory of operation. A *pool* holds the seats of one (kind, model). A sum tree over their free slots draws a
 seat with a probability in proportion to what it has free, in O(log n), and never one that has nothing. A
-decision looks at a handful of candidates: the owners of two prompt blocks, the seat that was last sent most of this
-prompt, three drawn by capacity, and the engine whose slot has just become free. Whoever fits gets a cost in
-seconds, the one currency of all decisions:
+decision looks at a handful of candidates: the owners of two prompt blocks, the seat that was last sent most
+of this prompt, three drawn by capacity, and the engine whose slot has just become free. Whoever fits gets a
+cost in seconds, the one currency of all decisions:
 
     our own backlog there / rate  +  predicted time to the first token, with what is cached left out
 
 The backlog counts what we dispatched the moment we did; what other gateways have there comes from reports.
 Prediction and rate are learned (``core.estimate``). A cache owner therefore wins exactly as long as the
-prefill that it saves outweighs its longer queue; there is no threshold. Equal costs are ordered by the event's draw.
+prefill that it saves outweighs its longer queue; there is no threshold. Equal costs are ordered by the
+event's draw.
 
 A work with constraints may find that none of the candidates fits. Then 64 seats are looked at from a drawn
 position on, which is every seat of a small fleet; in a large one the work waits, and is tried again on each

@@ -4,8 +4,8 @@ Theory of operation. A stream puts its stall limit off with every frame, thousan
 lets it fire almost never. So putting off is one assignment to ``due_s``; the heap keeps the old, earlier
 time. When that time comes the alarm is looked at: not due yet, it goes back with its new time; due, it is
 handed out. Setting an alarm earlier than its heap entry adds an entry, and the later one is recognised as
-stale by ``queued_s``. Switched-off alarms leave their entry behind until it comes up, or until such entries outnumber
-the live ones.
+stale by ``queued_s``. Switched-off alarms leave their entry behind until it comes up, or until such entries
+outnumber the live ones.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The waiting room: works that have no slot yet, within bounds, most urgent first.
 
-Theory of operation. Works with equal needs wait in one *lane*: whatever keeps the first of them waiting keeps the
-others waiting too, so that giving out a slot looks at the heads of a few lanes and never at every work. In a
-lane there is a line for each rank: what was lost and must go on, then the classes from live to batch; within
-a line, first come, first served. Two bounds hold, on works and on their units (tokens, or pixels counted as
-tokens), since a thousand long prompts are not a thousand short ones. Lost work was accepted once and is never
-turned away here; there is never more of it than there were slots.
+Theory of operation. Works with equal needs wait in one *lane*: whatever keeps the first of them waiting
+keeps the others waiting too, so that giving out a slot looks at the heads of a few lanes and never at every
+work. In a lane there is a line for each rank: what was lost and must go on, then the classes from live to
+batch; within a line, first come, first served. Two bounds hold, on works and on their units (tokens, or
+pixels counted as tokens), since a thousand long prompts are not a thousand short ones. Lost work was
+accepted once and is never turned away here; there is never more of it than there were slots.
 """
 
 from __future__ import annotations

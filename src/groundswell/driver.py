@@ -75,6 +75,11 @@ class Driver(Generic[EventT, EffectT]):
             self._stepping = False
         self._set_timer()
 
+    @property
+    def stepping(self) -> bool:
+        """Whether a step is in progress, so that an event fed now waits for its turn."""
+        return self._stepping
+
     def close(self) -> None:
         """Stop the timer; events that still come are dropped."""
         self._closed = True

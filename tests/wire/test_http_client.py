@@ -353,6 +353,8 @@ async def test_connections_are_bounded() -> None:
         requests = [client.request(server.origin, "GET", "/", handler) for handler in handlers]
         await asyncio.wait_for(handlers[2].over.wait(), 5)
         assert isinstance(handlers[2].error, ConnectError)
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.001)
         for request in requests:
             request.cancel()
 

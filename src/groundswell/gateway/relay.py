@@ -21,6 +21,7 @@ from groundswell.core.dispatch import (
     Event,
     Finish,
     Left,
+    Paused,
     Reported,
     Send,
     Tick,
@@ -34,8 +35,9 @@ from groundswell.ports import Exchange, GatewayLink
 
 _log = logging.getLogger(__name__)
 
-HELD_FRAMES_MAX = 256  # Frames of one work that came before their turn; links seldom reorder more than a few.
-HELD_BYTES_MAX = 64 << 20  # One large segment may come in early; more than that is a broken node.
+# Bytes of one work that came before their turn. The dispatcher bounds the frames; their size is the node's
+# to choose, and more than a large segment means that it is broken.
+HELD_BYTES_MAX = 64 << 20
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Relay:
         draw: Callable[[], int],
         on_finish: Callable[[Work, Finish], None],
     ) -> None:
+        self._dispatcher = dispatcher
         self._link = link
         self._draw = draw
         self._on_finish = on_finish
@@ -134,11 +137,16 @@ class Relay:
 
     def _on_message(self, message: FromNode, data: bytes, error: GroundswellError | None) -> None:
         entry = self._open.get(message.work_id)
-        if entry is not None:
-            if type(message) is Output:
-                self._hold(entry, message, data)
-            elif type(message) is Ended and error is not None:
-                entry.error = error
+        if type(message) is Output:
+            if entry is None:
+                return
+            self._hold(entry, message, data)
+            self._driver.feed(message)
+            if not self._driver.stepping and not self._dispatcher.keeps(message):
+                self._take(entry, (message.attempt, message.index))
+            return
+        if entry is not None and type(message) is Ended and message.attempt in entry.nodes:
+            entry.error = error
         self._driver.feed(message)
 
     def _on_report(self, report: NodeReport) -> None:
@@ -164,7 +172,6 @@ class Relay:
             case Send(node_id, Withdraw() as withdraw):
                 entry = self._open.get(withdraw.work_id)
                 if entry is not None:
-                    entry.nodes.pop(withdraw.attempt, None)
                     self._forget(entry, withdraw.attempt)
                 self._link.send(node_id, withdraw)
             case Finish(work_id):
@@ -181,23 +188,25 @@ class Relay:
         except Exception as error:
             self._fail(entry, error)
             return
+        for attempt in list(entry.nodes):
+            self._forget(entry, attempt)  # A work runs by one attempt at a time.
         entry.nodes[offer.attempt] = node_id
+        entry.error = None
         self._link.send(node_id, offer, payload)
         if entry.paused:
             self._link.pause(node_id, offer.work_id, offer.attempt)
+            self._driver.feed(Paused(offer.work_id, True))
 
     def _deliver(self, work_id: str, attempt: int, index: int) -> None:
         entry = self._open.get(work_id)
         if entry is None or entry.exchange is None:
             return
-        frame = entry.held.pop((attempt, index), None)
+        frame = self._take(entry, (attempt, index))
         if frame is None:
             self._fail(entry, InternalError("A part of the answer was lost inside the gateway."))
             return
-        message, data = frame
-        entry.held_bytes -= len(data)
         try:
-            entry.exchange.deliver(message, data)
+            entry.exchange.deliver(*frame)
         except Exception as error:
             self._fail(entry, error)
 
@@ -234,26 +243,27 @@ class Relay:
     # --- what is held ---
 
     def _hold(self, entry: _Open, message: Output, data: bytes) -> None:
-        if message.attempt not in entry.nodes:
-            return  # Withdrawn, or never offered: the dispatcher will not ask for it.
         key = (message.attempt, message.index)
-        if key in entry.held:
-            return
+        if message.attempt not in entry.nodes or key in entry.held:
+            return  # Withdrawn, or here already: the dispatcher will not ask for these bytes.
         entry.held[key] = (message, data)
         entry.held_bytes += len(data)
-        while len(entry.held) > HELD_FRAMES_MAX or (
-            entry.held_bytes > HELD_BYTES_MAX and len(entry.held) > 1
-        ):
-            # The oldest goes: most likely it belongs to an attempt that died. Were it needed after all, the
-            # work fails with an honest error at its delivery.
-            _, old = entry.held.pop(next(iter(entry.held)))
-            entry.held_bytes -= len(old)
+        while entry.held_bytes > HELD_BYTES_MAX and len(entry.held) > 1:
+            # Were the oldest needed after all, the work fails with an honest error at its delivery.
+            self._take(entry, next(iter(entry.held)))
 
     @staticmethod
-    def _forget(entry: _Open, attempt: int) -> None:
+    def _take(entry: _Open, key: tuple[int, int]) -> tuple[Output, bytes] | None:
+        frame = entry.held.pop(key, None)
+        if frame is not None:
+            entry.held_bytes -= len(frame[1])
+        return frame
+
+    def _forget(self, entry: _Open, attempt: int) -> None:
+        """An attempt that was given up: its frames will not be asked for."""
+        entry.nodes.pop(attempt, None)
         for key in [key for key in entry.held if key[0] == attempt]:
-            _, data = entry.held.pop(key)
-            entry.held_bytes -= len(data)
+            self._take(entry, key)
 
     def _flow(self, work_id: str, paused: bool) -> None:
         entry = self._open.get(work_id)
@@ -263,3 +273,4 @@ class Relay:
         tell = self._link.pause if paused else self._link.resume
         for attempt, node_id in entry.nodes.items():
             tell(node_id, work_id, attempt)
+        self._driver.feed(Paused(work_id, paused))

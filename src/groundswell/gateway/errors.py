@@ -1,0 +1,180 @@
+"""What a client sees when something went wrong: one JSON shape, one set of headers, one status per cause.
+
+The body is always ``{"error": {"message", "type", "param", "code"}}`` with all four keys, as the OpenAI
+clients expect it. 429, 502, 503 and 504 may be tried again and say when, in both headers that the clients
+read, jittered per request so that a crowd that was refused together does not come back together. Everything
+else says ``x-should-retry: false``, because those clients would otherwise repeat a 409 or a 500.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import msgspec
+
+from groundswell.core.dispatch import Finish, Reason
+from groundswell.model.errors import (
+    BadRequest,
+    DeadlineError,
+    GroundswellError,
+    InternalError,
+    NotFound,
+    Overloaded,
+    Unprocessable,
+    UpstreamError,
+)
+
+RETRY_AFTER_MIN_S = 1.0
+RETRY_AFTER_MAX_S = 60.0  # The official clients obey up to 120 s and give up above it.
+RETRY_AFTER_JITTER = 0.2
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class RequestTimeout(GroundswellError):
+    """408: the request did not arrive in time."""
+
+    status, kind, default_code = 408, "invalid_request_error", "request_timeout"
+
+
+class MethodNotAllowed(GroundswellError):
+    """405: the path exists, but not with this method."""
+
+    status, kind, default_code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class UriTooLong(GroundswellError):
+    """414: the URL is over its limit."""
+
+    status, kind, default_code = 414, "invalid_request_error", "url_too_long"
+
+
+class UnsupportedMedia(GroundswellError):
+    """415: an encoding or content type that is not served."""
+
+    status, kind, default_code = 415, "invalid_request_error", "unsupported_encoding"
+
+
+class HeadersTooLarge(GroundswellError):
+    """431: too many headers, or too much of them."""
+
+    status, kind, default_code = 431, "invalid_request_error", "headers_too_large"
+
+
+def body(error: GroundswellError) -> bytes:
+    """The JSON body of an error, all four keys present."""
+    return msgspec.json.encode(
+        {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+    )
+
+
+def event(error: GroundswellError) -> bytes:
+    """The one SSE event that ends a stream that has already begun. No ``[DONE]`` follows it."""
+    return b"data: " + body(error) + b"\n\n"
+
+
+def headers(error: GroundswellError) -> Headers:
+    """The headers that belong to an error, besides its request id and length."""
+    lines: Headers = [(b"content-type", b"application/json")]
+    if not error.retry:
+        lines.append((b"x-should-retry", b"false"))
+        return lines
+    wait_s = min(max(error.retry_after_s or RETRY_AFTER_MIN_S, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
+    spread = 1 - RETRY_AFTER_JITTER + 2 * RETRY_AFTER_JITTER * secrets.randbelow(1001) / 1000
+    wait_ms = int(min(max(wait_s * spread, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S) * 1000)
+    lines.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
+    lines.append((b"retry-after-ms", b"%d" % wait_ms))
+    return lines
+
+
+def from_finish(finish: Finish, model: str, error: GroundswellError | None) -> GroundswellError:
+    """The client's error for a work that did not end as done. ``error`` is the last attempt's own, if any."""
+    make = _BY_REASON.get(finish.reason)
+    if make is None:
+        return InternalError(
+            "The request ended for a reason that has no name. This is a defect of the server."
+        )
+    return make(finish, model, error)
+
+
+def _unknown_model(_finish: Finish, model: str, _error: GroundswellError | None) -> GroundswellError:
+    shown = model if len(model) <= 100 else model[:100] + "…"
+    return NotFound(
+        f"The model {shown!r} does not exist here. GET /v1/models lists those that do.",
+        code=Reason.UNKNOWN_MODEL,
+        param="model",
+    )
+
+
+def _no_node(finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
+    return Overloaded(
+        "No node that can do this is available at the moment.",
+        code=Reason.NO_NODE,
+        retry_after_s=finish.retry_after_s,
+    )
+
+
+def _queue_full(finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
+    return Overloaded(
+        "All nodes are busy and the queue is full. Try again after the time in Retry-After.",
+        code=Reason.QUEUE_FULL,
+        retry_after_s=finish.retry_after_s,
+    )
+
+
+def _deadline(finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
+    return DeadlineError(
+        "The request was accepted, but no node could start it in time.",
+        code=Reason.DEADLINE,
+        retry_after_s=finish.retry_after_s,
+    )
+
+
+def _rejected(_finish: Finish, _model: str, error: GroundswellError | None) -> GroundswellError:
+    return error or BadRequest(
+        "The engine that serves this model rejected the request.", code=Reason.REJECTED
+    )
+
+
+def _exhausted(finish: Finish, _model: str, error: GroundswellError | None) -> GroundswellError:
+    if error is not None and error.retry:
+        return error
+    return UpstreamError(
+        "The engine failed and no other node could finish the request.",
+        code=Reason.EXHAUSTED,
+        retry_after_s=finish.retry_after_s,
+    )
+
+
+def _not_resumable(finish: Finish, _model: str, error: GroundswellError | None) -> GroundswellError:
+    why = f" ({error.message})" if error is not None and not isinstance(error, InternalError) else ""
+    return UpstreamError(
+        f"The stream was interrupted and cannot be continued from where it stopped{why}.",
+        code=Reason.NOT_RESUMABLE,
+        retry_after_s=finish.retry_after_s,
+    )
+
+
+def _poison(_finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
+    return Unprocessable(
+        "Several nodes failed while they worked on this request; it will not be tried again.",
+        code=Reason.POISON,
+    )
+
+
+def _cancelled(_finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
+    return Overloaded("The request was cancelled before it finished.", code=Reason.CANCELLED)
+
+
+_BY_REASON: dict[str, Callable[[Finish, str, GroundswellError | None], GroundswellError]] = {
+    Reason.UNKNOWN_MODEL: _unknown_model,
+    Reason.NO_NODE: _no_node,
+    Reason.QUEUE_FULL: _queue_full,
+    Reason.DEADLINE: _deadline,
+    Reason.REJECTED: _rejected,
+    Reason.EXHAUSTED: _exhausted,
+    Reason.NOT_RESUMABLE: _not_resumable,
+    Reason.POISON: _poison,
+    Reason.CANCELLED: _cancelled,
+}

@@ -1,0 +1,47 @@
+"""A gateway on a real socket before scripted works."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from scripted_works import Gateway, Ring, Script, node_views
+
+from groundswell.gateway.app import Operations, application
+from groundswell.gateway.openai import TextPaths
+from groundswell.gateway.pipeline import Pipeline
+from groundswell.gateway.protocol import Limits
+from groundswell.gateway.server import Server
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+def hold_s() -> float:
+    return 10.0
+
+
+@pytest.fixture
+async def gateway(limits: Limits, hold_s: float) -> AsyncIterator[Gateway]:
+    script, seen, ring = Script(), [], Ring()
+    pipeline = Pipeline(ring, origins_allowed=["https://app.example"])
+    text = TextPaths(script, pipeline, body_bytes_max=64 << 10, hold_s=hold_s, observe=seen.append)
+    views = node_views()
+
+    async def add(body: dict[str, Any]) -> dict[str, Any]:
+        return {"id": "node-2", **body}
+
+    async def remove(_node_id: str) -> None:
+        return None
+
+    operations = Operations(lambda: views, lambda: (b"metric 1\n", "text/plain"), add, remove)
+    app = application(operations, pipeline, observe=seen.append)
+    server = Server(app, text.paths, limits=limits, drain_s=2)
+    gateway = Gateway(server, await server.start(), script, seen, ring)
+    gateway.views = views
+    yield gateway
+    await server.stop()

@@ -30,7 +30,7 @@ STOPS_MAX = 16
 STOP_CHARACTERS_MAX = 1024
 TOP_LOGPROBS_MAX = 20
 IN_FLIGHT_MAX = 1024  # a gateway never sends more than slots allow; this only bounds memory
-DEFAULT_TOKENS = 1024  # max_tokens when the client gives none and the context has room
+COMPLETION_TOKENS = 16  # OpenAI's max_tokens of a completion that gives none; a chat may fill the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Prompt:
 class GenerateRequest:
     """One request, checked. ``seed`` is always set; ``temperature`` 0 means greedy; ``top_k`` 0 means all.
 
-    ``max_tokens`` already fits the context. Penalties count the tokens of the prefix as generated.
+    ``max_tokens`` already fits the context; it and ``min_tokens`` count new tokens. Penalties count the tokens
+    of the prefix as generated.
     """
 
     prompt: Prompt
@@ -178,7 +179,7 @@ class OpenAIApp(App):
             raise NotFound(f"the model {model!r} is not served here", code="model_not_found", param="model")
         if self._in_flight >= IN_FLIGHT_MAX:
             raise Overloaded("too many requests wait for this engine", retry_after_s=1.0)
-        asked = _generate_request(body, prompt, self._model.context_tokens, shape.logprobs(body))
+        asked = _generate_request(body, prompt, self._model.context_tokens, shape)
         answer = _Answer(shape, self._model, asked, _stops(body))
         stream = body.boolean("stream")
         options = _Fields(body.take("stream_options") or {})
@@ -259,9 +260,7 @@ def _stops(body: _Fields) -> tuple[str, ...]:
     return tuple(stop for stop in stops if stop)
 
 
-def _generate_request(
-    body: _Fields, prompt: Prompt, context_tokens: int, top_logprobs: int | None
-) -> GenerateRequest:
+def _generate_request(body: _Fields, prompt: Prompt, context_tokens: int, shape: _Shape) -> GenerateRequest:
     if body.whole("n", 1, 1, 128) != 1:
         raise BadRequest("this engine makes one choice per request: n must be 1", param="n")
     if (body.take("response_format") or {"type": "text"}) != {"type": "text"}:
@@ -276,6 +275,7 @@ def _generate_request(
             param="messages",
         )
     name = "max_completion_tokens" if body.take("max_completion_tokens") is not None else "max_tokens"
+    default = max(1, shape.tokens_max - prompt.generated) if shape.tokens_max else room
     bias = body.take("logit_bias") or {}
     try:
         logit_bias = {int(token): float(value) for token, value in bias.items()}
@@ -286,7 +286,7 @@ def _generate_request(
         seed = body.whole("seed", 0, -(2**63), 2**63 - 1)
     return GenerateRequest(
         prompt=prompt,
-        max_tokens=min(room, body.whole(name, DEFAULT_TOKENS, 1, 2**31)),
+        max_tokens=min(room, body.whole(name, default, 1, 2**31)),
         min_tokens=body.whole("min_tokens", 0, 0, 2**31),
         ignore_eos=body.boolean("ignore_eos"),
         temperature=body.number("temperature", 1.0, 0.0, 2.0),
@@ -296,27 +296,8 @@ def _generate_request(
         presence_penalty=body.number("presence_penalty", 0.0, -2.0, 2.0),
         frequency_penalty=body.number("frequency_penalty", 0.0, -2.0, 2.0),
         logit_bias=logit_bias,
-        top_logprobs=top_logprobs,
+        top_logprobs=shape.logprobs(body),
     )
-
-
-class StopScanner:
-    """Finds stop strings in text that comes in pieces, and holds back what may be the beginning of one."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
-        self.held = ""
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """What can be sent now, and whether a stop string was found (it and all after it is dropped)."""
-        text = self.held + text
-        found = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
-        if found >= 0:
-            self.held = ""
-            return text[:found], True
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self.held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -334,29 +315,49 @@ class _Out:
 
 
 class _Text:
-    """From pieces of bytes to text that can be sent: whole characters, no part of a stop string."""
+    """From pieces of bytes to text that can be sent: whole tokens, none of which may begin a stop string.
+
+    What was sent always ends where a token ends (except at a stop string, which is the end). So whoever goes
+    on from the text that was sent finds the same tokens in it.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._scanner = StopScanner(stops)
-        self._waiting: list[tuple[int, TokenLogprob]] = []
-        self._read = 0  # characters decoded
-        self._sent = 0
+        self._stops = stops
+        self._held = ""
+        self._sent = 0  # characters
+        self._ends: list[int] = []  # where tokens end, in characters from the start, after what was sent
+        self._logprobs: list[tuple[int, TokenLogprob]] = []
         self.stopped = False
 
     def feed(self, piece: Piece) -> _Out:
         """The text that this piece sets free, often its own."""
-        self._waiting += [(self._read, logprob) for logprob in piece.logprobs]
-        text = self._decoder.decode(piece.data, final=piece.finish_reason is not None)
-        self._read += len(text)
-        text, self.stopped = self._scanner.feed(text)
-        if piece.finish_reason is not None and not self.stopped:
-            text, self._scanner.held = text + self._scanner.held, ""
-        offset, self._sent = self._sent, self._sent + len(text)
-        # A token goes out with its first character.
-        free = [logprob for at, logprob in self._waiting if at < self._sent]
-        self._waiting = [entry for entry in self._waiting if entry[0] >= self._sent]
-        return _Out(text, free, offset)
+        read = self._sent + len(self._held)
+        self._logprobs += [(read, logprob) for logprob in piece.logprobs]
+        ended = piece.finish_reason is not None
+        self._held += self._decoder.decode(piece.data, final=ended)
+        if not self._decoder.getstate()[0]:
+            self._ends.append(self._sent + len(self._held))
+        found = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
+        self.stopped = found >= 0
+        if self.stopped:
+            return self._send(found)
+        return self._send(len(self._held) if ended else self._free())
+
+    def _free(self) -> int:
+        """How many of the held characters are whole tokens before anything that may become a stop string."""
+        hold = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        limit = self._sent + len(self._held) - hold
+        return max((end for end in self._ends if end <= limit), default=self._sent) - self._sent
+
+    def _send(self, size: int) -> _Out:
+        out = _Out(self._held[:size], [], self._sent)
+        self._held = self._held[size:]
+        self._sent += size
+        self._ends = [end for end in self._ends if end > self._sent]
+        out.logprobs.extend(logprob for at, logprob in self._logprobs if at < self._sent)
+        self._logprobs = [entry for entry in self._logprobs if entry[0] >= self._sent]
+        return out
 
 
 class _Shape(Protocol):
@@ -365,6 +366,7 @@ class _Shape(Protocol):
     id_prefix: str
     whole_object: str
     chunk_object: str
+    tokens_max: int  # when the client gives none; 0: what the context has room for
 
     def logprobs(self, body: _Fields) -> int | None: ...
     def opening(self) -> dict[str, Any] | None: ...
@@ -377,6 +379,7 @@ class _ChatShape:
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    tokens_max = 0
 
     def logprobs(self, body: _Fields) -> int | None:
         top = body.whole("top_logprobs", 0, 0, TOP_LOGPROBS_MAX)
@@ -403,6 +406,7 @@ class _ChatShape:
 class _CompletionShape:
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
+    tokens_max = COMPLETION_TOKENS
 
     def logprobs(self, body: _Fields) -> int | None:
         return None if body.take("logprobs") is None else body.whole("logprobs", 0, 0, TOP_LOGPROBS_MAX)

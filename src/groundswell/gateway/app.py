@@ -44,6 +44,7 @@ class Operations:
     """
 
     nodes: Callable[[], Sequence[NodeView]]
+    queued: Callable[[], int]
     metrics: Callable[[], tuple[bytes, str]]
     add_node: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
     remove_node: Callable[[str], Awaitable[None]]
@@ -152,7 +153,8 @@ class _Nodes:
 
     @access(Scope.ADMIN)
     async def list(self, _request: Request) -> Response:
-        return answer({"object": "list", "data": [_node(view) for view in self._operations.nodes()]})
+        nodes = [_node(view) for view in self._operations.nodes()]
+        return answer({"object": "list", "data": nodes, "queued": self._operations.queued()})
 
     @access(Scope.ADMIN)
     async def add(self, request: Request) -> Response:

@@ -76,6 +76,7 @@ class Relay:
         on_finish: Callable[[Work, Finish], None],
     ) -> None:
         self._dispatcher = dispatcher
+        self._dispatcher = dispatcher
         self._link = link
         self._draw = draw
         self._on_finish = on_finish
@@ -112,6 +113,11 @@ class Relay:
         """The nodes that have reported and not left, by id."""
         now_s = self._loop.time()
         return [NodeView(report, now_s - seen_s) for _, (report, seen_s) in sorted(self._reports.items())]
+
+    @property
+    def queued(self) -> int:
+        """How many works wait for an engine."""
+        return self._dispatcher.waiting.works
 
     @property
     def open_works(self) -> int:

@@ -26,7 +26,7 @@ ENGINE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 @dataclass(frozen=True, slots=True)
 class AddedEngine:
     """An engine given by its URL. ``aliases`` maps public model names to the engine's own; ``slots`` None
-    means: as the probe finds. The key stays out of ``repr``, so that no log shows it."""
+    means: as the probe finds; so does an empty ``fingerprint``. The key stays out of ``repr``, so that no log shows it."""
 
     id: str
     url: str
@@ -34,6 +34,7 @@ class AddedEngine:
     aliases: Mapping[str, str] = field(default_factory=dict)
     price: Price = Price()
     slots: int | None = None
+    fingerprint: str = ""
     created_ms: int = 0
 
 
@@ -51,6 +52,7 @@ class AddedEngines:
             raise BadRequest("An engine's id is 1 to 64 of a-z, 0-9, '.', '_' and '-'.", param="id")
         row = {
             "id": engine.id, "url": engine.url, "aliases": dict(engine.aliases), "slots": engine.slots,
+            "fingerprint": engine.fingerprint,
             "price_input_nano": engine.price.input_nano, "price_output_nano": engine.price.output_nano,
             "price_pixel_nano": engine.price.pixel_nano, "created_ms": int(self._clock() * 1000),
         }  # fmt: skip
@@ -103,4 +105,4 @@ class AddedEngines:
         with contextlib.suppress(FileNotFoundError):
             key = self._key_path(row.id).read_text()
         price = Price(row.price_input_nano, row.price_output_nano, row.price_pixel_nano)
-        return AddedEngine(row.id, row.url, key, row.aliases, price, row.slots, row.created_ms)
+        return AddedEngine(row.id, row.url, key, row.aliases, price, row.slots, row.fingerprint, row.created_ms)

@@ -134,5 +134,6 @@ engines = sa.Table(
     sa.Column("price_output_nano", sa.BigInteger, nullable=False),
     sa.Column("price_pixel_nano", sa.BigInteger, nullable=False),
     sa.Column("slots", sa.Integer),
+    sa.Column("fingerprint", sa.String(128), nullable=False, server_default=""),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
 )

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("price_output_nano", sa.BigInteger(), nullable=False),
         sa.Column("price_pixel_nano", sa.BigInteger(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=True),
+        sa.Column("fingerprint", sa.String(length=128), server_default="", nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_engines")),
         sa.UniqueConstraint("url", name=op.f("uq_engines_url")),

@@ -64,6 +64,9 @@ class _Learned:
     pixels_s: float = 1.0
 
 
+_UNKNOWN = _Learned()  # only read: what we assume of an engine that taught us nothing
+
+
 class Estimator:
     """Predicts, and learns from what was seen. Every call costs the same, however much was seen."""
 
@@ -87,7 +90,7 @@ class Estimator:
         no first token yet, all sequences, and the context of those that decode (0: taken from the means).
         """
         shape = profile_named(profile)
-        learned = self._learned.get(key) or _Learned()
+        learned = self._learned.get(key, _UNKNOWN)
         context = in_flight_context_tokens / max(1, in_flight_sequences) or _context(learned)
         places = _places(shape, context)
         beside = min(in_flight_sequences, places - 1)
@@ -137,7 +140,7 @@ class Estimator:
 
     def predict_transcode_s(self, key: Key, pixels: int) -> float:
         """Seconds that an engine takes for so many output pixels (frame size x frames, all renditions)."""
-        learned = self._learned.get(key) or _Learned()
+        learned = self._learned.get(key, _UNKNOWN)
         return pixels * learned.pixels_s / learned.pixels
 
     def observe_transcode(self, key: Key, pixels: int, seconds: float) -> None:
@@ -150,7 +153,7 @@ class Estimator:
 
     def scales(self, key: Key) -> Terms:
         """The learned scales of base, prefill and sequence; all 1 before anything was learned."""
-        base, prefill, sequence = (self._learned.get(key) or _Learned()).scales
+        base, prefill, sequence = self._learned.get(key, _UNKNOWN).scales
         return base, prefill, sequence
 
     def forget(self, key: Key) -> None:

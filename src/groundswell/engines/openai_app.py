@@ -45,7 +45,7 @@ class Prompt:
 class GenerateRequest:
     """One request, checked. ``seed`` is always set; ``temperature`` 0 means greedy; ``top_k`` 0 means all.
 
-    ``max_tokens`` already fits the context; it and ``min_tokens`` count new tokens. Penalties count the tokens
+    ``max_tokens`` already fits the context; it and ``min_tokens`` count new tokens. Penalties count tokens
     of the prefix as generated.
     """
 

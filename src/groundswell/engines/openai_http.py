@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ from groundswell.engines.openai_probe import (
 )
 from groundswell.model.errors import BadRequest, GroundswellError, NotFound, TooLarge, UpstreamError
 from groundswell.model.messages import Fault
-from groundswell.model.money import Usage
+from groundswell.model.money import Price, Usage
 from groundswell.model.node import Capability
 from groundswell.ports import EngineInfo, Payload, Sink
 from groundswell.wire.http_client import Headers, HttpClient, HttpError, Request, split_url
@@ -52,28 +52,34 @@ _ADDRESS = re.compile(r"https?://\S+|(?:/[\w.\-]+){2,}|\b\d{1,3}(?:\.\d{1,3}){3}
 
 
 class OpenAIHttpEngine:
-    """One server at ``base_url`` (with or without ``/v1``). ``client`` is shared, and not closed here.
+    """One server at ``base_url`` (with or without ``/v1``).
 
-    Raises ``ValueError`` for an address that is none."""
+    ``aliases`` maps public names to the engine's; a model with aliases is offered under those only. ``slots``
+    None or 0 and an empty ``profile`` or ``fingerprint`` mean: as the probe finds it. Raises ``ValueError``
+    for an address that is none. Must be made on a running event loop.
+    """
 
     def __init__(
         self,
         engine_id: str,
         base_url: str,
-        client: HttpClient,
         *,
         api_key: str | None = None,
-        settings: ProbeSettings | None = None,
+        aliases: Mapping[str, str] | None = None,
+        price: Price | None = None,
+        slots: int | None = None,
+        profile: str = "",
+        fingerprint: str = "",
     ) -> None:
         self.engine_id = engine_id
-        self._client = client
+        self._client = HttpClient()
         self._origin, path = split_url(base_url)
         self._path = path.removesuffix("/v1")
         self._headers: tuple[tuple[str, str], ...] = (("Accept", "*/*"),)
         if api_key:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
-        self._settings = settings or ProbeSettings()
-        self._server = Server(client, self._origin, self._path, self._headers)
+        self._settings = ProbeSettings(aliases or {}, price or Price(), slots or 0, profile, fingerprint)
+        self._server = Server(self._client, self._origin, self._path, self._headers)
         self._models: list[dict[str, Any]] | None = None
         self._loaded: frozenset[str] = frozenset()
         self._info = EngineInfo(0, ())
@@ -113,9 +119,10 @@ class OpenAIHttpEngine:
         return attempt
 
     async def close(self) -> None:
-        """Cancel what runs."""
+        """Cancel what runs, close every connection."""
         for attempt in list(self._running):
             attempt.cancel()
+        await self._client.close()
 
 
 class _Attempt:

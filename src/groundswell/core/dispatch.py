@@ -149,8 +149,8 @@ class Finish:
     """The work has ended. Sent exactly once for each work that arrived; ``usage`` is what is settled.
 
     ``emitted_tokens`` is what the client was sent by attempts before the last one; ``continued`` counts
-    attempts that went on in mid-stream, ``attempts`` all of them. Times are in seconds; ``ttft_s`` is None
-    when no content went out.
+    attempts that went on in mid-stream, ``attempts`` all of them. Times are in seconds from arrival;
+    ``ttft_s`` is None when no content went out.
     """
 
     work_id: str
@@ -167,6 +167,7 @@ class Finish:
     retry_after_s: float | None = None
     queue_wait_s: float = 0.0
     ttft_s: float | None = None
+    duration_s: float = 0.0
 
 
 Effect = Send | Deliver | Finish
@@ -415,7 +416,7 @@ class Dispatcher:
             return []
         if lease.flowing and event.index == lease.next_index and not lease.early and lease.ended is None:
             lease.next_index += 1
-            self._flow(now_s, entry, lease, event)
+            self._flow(now_s, lease, event)
             return [Deliver(event.work_id, event.attempt, event.index)]
         return self._output_slow(now_s, entry, lease, event)
 
@@ -427,7 +428,7 @@ class Dispatcher:
         for frame in lease.admit(event):
             if not lease.flowing and (frame.tokens > 0 or not frame.resumable):
                 self._first_content(now_s, entry, lease)
-            self._flow(now_s, entry, lease, frame)
+            self._flow(now_s, lease, frame)
             effects.append(Deliver(frame.work_id, frame.attempt, frame.index))
         ended = lease.ended
         if ended is not None and lease.next_index >= ended.frames:
@@ -452,27 +453,29 @@ class Dispatcher:
                 entry.ttft_s = now_s - entry.arrived_s
                 entry.fingerprint = lease.seat.capability.fingerprint
 
-    def _flow(self, now_s: float, entry: Entry, lease: Lease, frame: Output) -> None:
+    def _flow(self, now_s: float, lease: Lease, frame: Output) -> None:
         """One frame in order: put the stall limit off, count.
 
         The limit follows 10x the median gap by steps of a tenth, up for a longer gap and down for a shorter
         one, which balances where half of the gaps are longer: the median, at the cost of one comparison.
         """
         if lease.flowing:
-            gap_s = now_s - lease.last_s
-            if 10.0 * gap_s > lease.limit_s:
-                lease.limit_s = min(lease.limit_s * 1.1, GAP_MAX_S)
-            elif lease.limit_s > GAP_MIN_S:
-                lease.limit_s = max(lease.limit_s / 1.1, GAP_MIN_S)
-            lease.due_s = now_s + lease.limit_s
+            limit_s = lease.limit_s
+            if 10.0 * (now_s - lease.last_s) > limit_s:
+                lease.limit_s = limit_s = min(limit_s * 1.1, GAP_MAX_S)
+            elif limit_s > GAP_MIN_S:
+                lease.limit_s = limit_s = max(limit_s / 1.1, GAP_MIN_S)
+            lease.due_s = now_s + limit_s
         lease.last_s = now_s
         tokens = frame.tokens
         lease.tokens += tokens
-        done = tokens if tokens < lease.left else lease.left
-        lease.left -= done
-        lease.engine.backlog -= done
+        left = lease.left
+        if left:
+            done = tokens if tokens < left else left
+            lease.left = left - done
+            lease.engine.backlog -= done
         if not frame.resumable:
-            entry.resumable = False
+            lease.entry.resumable = False
 
     def _accepted(self, event: Accepted, effects: list[Effect]) -> None:
         lease = self._lease(event.work_id, event.attempt)
@@ -722,6 +725,7 @@ class Dispatcher:
                 self._retry_after_s(entry) if overload else None,
                 started_s - entry.arrived_s,
                 entry.ttft_s,
+                now_s - entry.arrived_s,
             )
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import uvloop
 from scripted_works import Gateway, Ring, Script, node_views
 
 from groundswell.gateway.app import Operations, application
@@ -38,10 +40,18 @@ async def gateway(limits: Limits, hold_s: float) -> AsyncIterator[Gateway]:
     async def remove(_node_id: str) -> None:
         return None
 
-    operations = Operations(lambda: views, lambda: (b"metric 1\n", "text/plain"), add, remove)
+    operations = Operations(lambda: views, lambda: 3, lambda: (b"metric 1\n", "text/plain"), add, remove)
     app = application(operations, pipeline, observe=seen.append)
     server = Server(app, text.paths, limits=limits, drain_s=2)
     gateway = Gateway(server, await server.start(), script, seen, ring)
-    gateway.views = views
+    gateway.views, gateway.text = views, text
     yield gateway
     await server.stop()
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """The gateway runs on uvloop; flow control and disconnects differ, so the protocol is tried on both."""
+    factories = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    if item.path.name != "test_protocol.py":
+        del factories["asyncio"]
+    return factories

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from groundswell.core.dispatch import Finish
+from groundswell.gateway.openai import TextPaths
 from groundswell.gateway.pipeline import Seen
 from groundswell.gateway.relay import NodeView
 from groundswell.gateway.server import Server
@@ -153,6 +154,7 @@ class Gateway:
         self.server, self.port, self.script, self.seen, self.ring = server, port, script, seen, ring
         self.url = f"http://127.0.0.1:{port}"
         self.views: list[NodeView] = []
+        self.text: TextPaths
 
     async def raw(self, data: bytes, timeout_s: float = 5.0) -> bytes:
         """Send bytes, read until the server closes."""

@@ -170,17 +170,19 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refuse(error or BadRequest("This is not a valid HTTP/1.1 request.", code="invalid_http"))
         finally:
             self._feeding = False
-        if self._deaf or self._refusal is not None or self.parser is None:
-            return
+        if not self._deaf and self._refusal is None:
+            self._after_feed(len(data), was_open)
+        if self._turn is not None:
+            self._turn.advance()
+
+    def _after_feed(self, size: int, was_open: bool) -> None:
         if self._open and not self._in_body:
             # A line without an end is known to the parser alone; its size shows only here.
-            self._fed_whole_head = self._fed_whole_head + len(data) if was_open else 0
+            self._fed_whole_head = self._fed_whole_head + size if was_open else 0
             if self._fed_whole_head > self._limits.headers_bytes_max + self._limits.url_bytes_max:
                 self._refuse(HeadersTooLarge("The headers are too large."))
                 return
         self._watch()
-        if self._turn is not None:
-            self._turn.advance()
 
     def _watch(self) -> None:
         """Arm the deadline that fits what the connection waits for."""
@@ -195,12 +197,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _upgrade(self) -> None:
         """httptools stops at an Upgrade header or CONNECT; a bodyless request is answered without it."""
-        if self._busy() and self.scope["method"] in ("GET", "HEAD"):
-            self.cycle.keep_alive = False
-            self._deaf = True
-            return
-        self._in_body = False
-        self._refuse(BadRequest("Upgrade and CONNECT are not supported.", code="upgrade_not_supported"))
+        error = BadRequest("Upgrade and CONNECT are not supported.", code="upgrade_not_supported")
+        self.cycle.keep_alive = False
+        self._deaf = True
+        if isinstance(self.cycle, HotCycle):
+            self.cycle.refusal = self.cycle.refusal or error
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -357,7 +358,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        if self._open and self.cycle.response_complete:
+        if self._open and self._in_body and self.cycle.response_complete:
             self._close()  # Answered before its body was all here (an error): the rest is not wanted.
         super().on_response_complete()
         if self.transport.is_closing() or self._deaf or self._busy():

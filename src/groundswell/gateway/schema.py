@@ -149,7 +149,7 @@ _TYPES: dict[Kind, type[ChatRequest] | type[CompletionRequest] | type[EmbeddingR
     Kind.COMPLETION: CompletionRequest,
     Kind.EMBEDDING: EmbeddingRequest,
 }
-_AT = re.compile(r" - at `(?:key in )?\$\.?(.*)`\Z", re.DOTALL)
+_AT = re.compile(r" - at (?:`?key`? in )?`\$\.?(.*)`\Z", re.DOTALL)
 _FIELD = re.compile(r"(?:unknown|missing required) field `([^`]*)`\Z")
 
 

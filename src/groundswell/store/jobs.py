@@ -135,10 +135,6 @@ class Jobs:
         """Raises ``NotFound`` (``job_not_found``), also for another tenant's job when one is named."""
         return await self._store.read(lambda c: _get(c, job_id, tenant))
 
-    async def list(self, tenant: str | None = None, limit: int = 20, after: str | None = None) -> list[Job]:
-        """Newest first; ``after`` is the id of the last job of the page before."""
-        return await self._store.read(lambda c: _list(c, tenant, limit, after))
-
     async def tasks(self, job_id: str) -> list[Task]:
         """All tasks of a job by kind and number."""
         query = (
@@ -304,6 +300,10 @@ class Jobs:
         created = _get(connection, job_id, None)
         _insert_tasks(connection, created, tasks, now_ms)
         return created, True
+
+    async def list(self, tenant: str | None = None, limit: int = 20, after: str | None = None) -> list[Job]:
+        """Newest first; ``after`` is the id of the last job of the page before."""
+        return await self._store.read(lambda c: _list(c, tenant, limit, after))
 
 
 def _clean_idempotency(connection: Connection, now_ms: int) -> None:

@@ -26,7 +26,8 @@ ENGINE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 @dataclass(frozen=True, slots=True)
 class AddedEngine:
     """An engine given by its URL. ``aliases`` maps public model names to the engine's own; ``slots`` None
-    means: as the probe finds; so does an empty ``fingerprint``. The key stays out of ``repr``, so that no log shows it."""
+    means: as the probe finds; so does an empty ``fingerprint``. The key stays out of ``repr``, so that no log
+    shows it."""
 
     id: str
     url: str
@@ -105,4 +106,6 @@ class AddedEngines:
         with contextlib.suppress(FileNotFoundError):
             key = self._key_path(row.id).read_text()
         price = Price(row.price_input_nano, row.price_output_nano, row.price_pixel_nano)
-        return AddedEngine(row.id, row.url, key, row.aliases, price, row.slots, row.fingerprint, row.created_ms)
+        return AddedEngine(
+            row.id, row.url, key, row.aliases, price, row.slots, row.fingerprint, row.created_ms
+        )

@@ -36,7 +36,7 @@ from groundswell.model.errors import Conflict, GroundswellError, InternalError, 
 from groundswell.store.schema import SCHEMA_VERSION
 
 T = TypeVar("T")
-Done = Callable[[BaseException | None, Any], None]
+Done = Callable[[BaseException | None, Any], object]
 
 GROUP_OPERATIONS_MAX = 64
 WAITING_WRITES_MAX = 10_000  # About 1 s of work at 10,000 small writes/s; beyond it, waiting helps nobody.
@@ -273,22 +273,27 @@ def _unavailable(message: str) -> InternalError:
 
 def _outage(error: BaseException) -> GroundswellError | None:
     """The store's own failure behind a driver error, or None when the statement was at fault."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", None)
-    primary = code & 0xFF if code is not None else None
-    if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
-        what = "full" if primary == sqlite3.SQLITE_FULL else "read-only"
+    code = _sqlite_code(error)
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY):
+        what = "full" if code == sqlite3.SQLITE_FULL else "read-only"
         return Overloaded(f"The store's disk is {what}.", code="store_unavailable", retry_after_s=30)
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Overloaded("The store is busy.", code="store_unavailable", retry_after_s=1)
-    if primary in (
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_CANTOPEN,
-    ):
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN):
         return _unavailable("The store's disk failed; the gateway must stop.")
     return None
+
+
+def _sqlite_code(error: BaseException | None) -> int | None:
+    """SQLite's primary result code. When a statement's error ended the whole transaction, undoing its
+    savepoint fails as well; the first error in the chain is the one that tells why."""
+    code = None
+    while error is not None:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        extended = getattr(cause, "sqlite_errorcode", None)
+        code = code if extended is None else extended & 0xFF
+        error = error.__context__
+    return code
 
 
 def _plain(error: Exception) -> str:

@@ -104,7 +104,7 @@ def test_a_model_that_nobody_has_is_refused_at_once() -> None:
 
 
 def test_a_known_model_without_a_healthy_node_waits_until_the_deadline() -> None:
-    """A node that restarts is back in seconds: the work waits, and is refused honestly if it does not come."""
+    """A node that restarts is back in seconds: the work waits, and is refused if it does not come."""
     desk = Desk()
     desk.report("a", healthy=False)
     assert desk.arrive(chat(deadline_s=5.0)) == []

@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: each work ends once, no frame is lost or doubled, no slot is overrun."""
+"""Whatever happens, in any order: each work ends once, no frame is lost or doubled, no slot is overrun."""
 
 from __future__ import annotations
 

@@ -1,22 +1,21 @@
 """An engine as a child process: started, watched, and gone for certain when it has to go.
 
-Each one leads a session of its own, so that a signal reaches all that it started, and is told by the kernel
-to die with its node (Linux), so that a node that is killed leaves nothing behind.
+Each one leads a session of its own, so that a signal reaches all that it started, and is told whose child it
+is, so that it ends by itself when its node is killed (``engines.server`` sees to that).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import re
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+from groundswell.engines.server import PARENT_VARIABLE
 from groundswell.model.errors import UpstreamError
 
 _log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ LINE_BYTES_MAX = 8 << 10  # Longer lines are cut; an engine's log is for reading
 LINES_KEPT = 50  # The end of its log, for the message that says why it died.
 LISTEN_TIMEOUT_S = 120.0  # A model is loaded before its server listens.
 STOP_GRACE_S = 5.0
-_PR_SET_PDEATHSIG = 1
+LOG_GRACE_S = 0.2
 
 
 class EngineProcess:
@@ -41,14 +40,11 @@ class EngineProcess:
         engine_id: str,
         argv: Sequence[str],
         on_exit: Callable[[int], None],
-        *,
-        env: Mapping[str, str] | None = None,
     ) -> None:
         self.engine_id = engine_id
         self.pid = 0
         self._argv = list(argv)
         self._on_exit = on_exit
-        self._env = env
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._port: asyncio.Future[int] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -66,9 +62,8 @@ class EngineProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                env=self._env,
+                env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
                 limit=LINE_BYTES_MAX,
-                preexec_fn=_die_with_parent(os.getpid()),
             )
         except OSError as error:
             raise UpstreamError(f"engine {self.engine_id} cannot be started: {error.strerror}") from error
@@ -95,6 +90,12 @@ class EngineProcess:
     def log_tail(self) -> str:
         """The last lines that it wrote. For operators, never for clients."""
         return "\n".join(self._lines)
+
+    async def ends_within(self, timeout_s: float) -> bool:
+        """Wait so long for it to end by itself; whether it has."""
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher], timeout=timeout_s)
+        return not self.alive
 
     def kill(self) -> None:
         """SIGKILL to all of it, now. A stopped process dies of this, too."""
@@ -125,7 +126,9 @@ class EngineProcess:
         status = await process.wait()
         self.kill()  # What it started and did not end; it holds the pipes open as well.
         self.pid = 0
-        await readers
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOG_GRACE_S):  # A stray child in a session of its own may hold a pipe.
+                await readers
         assert self._port is not None
         if not self._port.done():
             self._port.set_exception(
@@ -163,20 +166,3 @@ class EngineProcess:
 
 def _how(status: int) -> str:
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-
-
-def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:
-    """What the child calls between fork and exec: ask Linux to kill it when the node ends, however it ends.
-
-    The library is loaded here, before the fork, because a child of a process with threads may do next to
-    nothing safely; one system call is safe. Elsewhere than on Linux there is no such promise."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:
-            os._exit(1)  # The node ended before we could ask.
-
-    return ask

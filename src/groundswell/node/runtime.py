@@ -44,6 +44,8 @@ READY_EVERY_S = 0.1  # While an engine starts: the first answer should not wait 
 READY_TIMEOUT_S = 180.0  # Listening, but still loading its model.
 FIRST_PROBE_TIMEOUT_S = 20.0  # It asks several questions, and one of them makes the engine generate.
 
+EXIT_NOTICE_S = 0.05  # How long after its sockets a process itself may end.
+
 _Key = tuple[str, int]
 
 
@@ -109,6 +111,10 @@ class NodeRuntime:
         """The process of each local engine that runs, for status pages and chaos tests."""
         return {name: keeper.pid for name, keeper in self._keepers.items() if keeper.pid}
 
+    def attempts(self) -> list[tuple[str, int]]:
+        """The attempts that run here now, as (work id, attempt number)."""
+        return list(self._attempts)
+
     def log_tail(self, engine_id: str) -> str:
         """The last lines a local engine wrote, for operators."""
         return self._keepers[engine_id].log_tail
@@ -140,7 +146,15 @@ class NodeRuntime:
     def output(self, message: Output, data: bytes) -> None:
         self._link.send(message, data)
 
-    def ended(self, message: Ended, error: GroundswellError | None) -> None:
+    def ended(self, message: Ended, error: GroundswellError | None, engine_id: str) -> None:
+        """An attempt is over. A lost one is told only when it is known whether its engine is lost, too: the
+        gateway would send the next attempt into the same grave."""
+        if message.fault is Fault.LOST:
+            self._keepers[engine_id].examine(lambda: self._tell(message, error))
+        else:
+            self._tell(message, error)
+
+    def _tell(self, message: Ended, error: GroundswellError | None) -> None:
         key = (message.work_id, message.attempt)
         if self._attempts.pop(key, None) is None:
             return
@@ -185,11 +199,12 @@ class NodeRuntime:
 class _Attempt:
     """One attempt that runs here: the sink that its engine writes to. Output gets its numbers here."""
 
-    __slots__ = ("_frames", "_node", "_over", "_paused", "_running", "attempt", "work_id")
+    __slots__ = ("_engine_id", "_frames", "_node", "_over", "_paused", "_running", "attempt", "work_id")
 
     def __init__(self, offer: Offer, node: NodeRuntime) -> None:
         self.work_id = offer.work_id
         self.attempt = offer.attempt
+        self._engine_id = offer.engine_id
         self._node = node
         self._frames = 0
         self._over = False
@@ -214,9 +229,8 @@ class _Attempt:
         if not self._over:
             self._over = True
             detail = error.code if error is not None else ""
-            self._node.ended(
-                Ended(self.work_id, self.attempt, self._frames, usage, fault, detail=detail), error
-            )
+            message = Ended(self.work_id, self.attempt, self._frames, usage, fault, detail=detail)
+            self._node.ended(message, error, self._engine_id)
 
     def cancel(self) -> None:
         self._over = True
@@ -243,6 +257,8 @@ class _Keeper:
         self._engine: Engine | None = None
         self._info: EngineInfo | None = None
         self._task: asyncio.Task[None] | None = None
+        self._examination: asyncio.Task[None] | None = None
+        self._asking: list[Callable[[], None]] = []  # Who waits for it; as many as there are attempts.
 
     @property
     def pid(self) -> int:
@@ -281,12 +297,20 @@ class _Keeper:
             self._task.cancel()
         self._task = asyncio.create_task(self._keep(kill), name=f"keep {self._spec.engine_id}")
 
+    def examine(self, then: Callable[[], None]) -> None:
+        """Find out, soon, whether the engine is gone; ``then`` comes after the agent has heard of it."""
+        self._asking.append(then)
+        if self._examination is None:
+            self._examination = asyncio.create_task(self._examine())
+
     async def close(self) -> None:
         """End the engine, if it is ours to end."""
-        task, self._task = self._task, None
-        if task is not None:
+        tasks = [task for task in (self._task, self._examination) if task is not None]
+        self._task = None
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
         await self._clear(kill=False)
 
     async def _keep(self, kill: bool) -> None:
@@ -310,7 +334,7 @@ class _Keeper:
         url = spec.url
         if spec.argv:
             process = self._process = EngineProcess(
-                spec.engine_id, spec.argv, lambda _: self._exited(process)
+                spec.engine_id, spec.argv, lambda status: self._exited(process, status)
             )
             url = f"http://127.0.0.1:{await process.start()}"
         self._engine = spec.connect(url)
@@ -341,6 +365,24 @@ class _Keeper:
             if info != self._info:
                 self._info = info
                 self._node.up(self._spec.engine_id, info)
+
+    async def _examine(self) -> None:
+        try:
+            if self._process is not None:
+                # Its sockets are closed a moment before its end is known; ``_exited`` does the rest.
+                await self._process.ends_within(EXIT_NOTICE_S)
+            elif self._engine is not None and self._info is not None:
+                async with asyncio.timeout(self._probe_timeout_s):
+                    await self._engine.probe()
+        except (UpstreamError, TimeoutError):
+            if self._task is not None and self._info is not None:
+                self._task.cancel()
+                self._down(hung=False)
+        finally:
+            self._examination = None
+            asking, self._asking = self._asking, []
+            for then in asking:
+                then()
 
     def _exited(self, process: EngineProcess, status: int) -> None:
         """The process ended by itself, or was killed by somebody else."""

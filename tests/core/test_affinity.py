@@ -1,0 +1,80 @@
+"""Owners of prompt blocks, and the memory of where prompts went."""
+
+from __future__ import annotations
+
+import pytest
+from fleet import MODEL, report
+
+from groundswell.core import affinity
+from groundswell.core.affinity import Memory, Owners
+from groundswell.core.chance import mix
+from groundswell.core.membership import Members, Seat
+from groundswell.core.timers import Timers
+
+
+def seats(count: int) -> list[Seat]:
+    members = Members(Timers())
+    found = []
+    for number in range(count):
+        change = members.report(0.0, report(f"n{number}"))
+        assert change is not None
+        found += change.added
+    assert all(one.capability is MODEL for one in found)
+    return found
+
+
+def test_all_gateways_name_the_same_owner() -> None:
+    """Whatever the order in which they heard of the nodes, and without telling each other."""
+    one, two = Owners(), Owners()
+    for seat in seats(7):
+        one.add(seat)
+    for seat in reversed(seats(7)):
+        two.add(seat)
+    for block in range(100):
+        first, second = one.of(block), two.of(block)
+        assert first is not None
+        assert second is not None
+        assert first.key == second.key
+
+
+def test_a_seat_that_leaves_moves_only_what_it_owned() -> None:
+    """A cache that is still there must not be abandoned; and what joins later takes a fair share."""
+    owners, all_seats = Owners(), seats(5)
+    for seat in all_seats:
+        owners.add(seat)
+    blocks = [mix(number) for number in range(300)]
+    before = {block: owners.of(block) for block in blocks}
+    owners.remove(all_seats[0])
+    after = {block: owners.of(block) for block in blocks}
+    assert all(before[block] in (after[block], all_seats[0]) for block in blocks)
+    owners.add(all_seats[0])
+    assert {block: owners.of(block) for block in blocks} == before
+
+
+def test_nobody_owns_anything_in_an_empty_pool() -> None:
+    """None, not an error."""
+    assert Owners().of(1) is None
+
+
+def test_the_memory_tells_how_deep_a_prompt_is_cached() -> None:
+    """Who was sent block i was sent all before it; behind the first unknown block nothing is known."""
+    memory = Memory()
+    one, two = seats(2)
+    memory.sent((1, 2, 3), one)
+    memory.sent((1, 2), two)
+    assert memory.depths((1, 2, 3, 4)) == {two: 2, one: 3}
+    assert memory.depths((9, 1)) == {}
+
+
+def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks that were used least recently go first, and a long prompt is remembered in part."""
+    monkeypatch.setattr(affinity, "MEMORY_MAX", 3)
+    memory = Memory()
+    (seat,) = seats(1)
+    memory.sent((1, 2), seat)
+    memory.sent((3, 1, 4), seat)
+    assert memory.depths((2,)) == {}
+    assert memory.depths((1,)) == {seat: 1}
+    monkeypatch.setattr(affinity, "MEMORY_MAX", 1000)
+    memory.sent(tuple(range(100, 200)), seat)
+    assert memory.depths(tuple(range(100, 200))) == {seat: affinity.BLOCKS_MAX}

@@ -1,0 +1,243 @@
+"""Which seat a work gets, and that deciding does not cost more in a larger fleet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fleet import MODEL, chat, report
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundswell.core.chance import mix
+from groundswell.core.membership import Engine, Members
+from groundswell.core.routing import Ask, Need, Pool, Router, fits, need_of
+from groundswell.core.timers import Timers
+from groundswell.model.money import Price
+from groundswell.model.node import Continuation
+from groundswell.model.work import Kind
+
+NEED = Need(Kind.CHAT, "m")
+KEY = (Kind.CHAT, "m")
+
+
+class Town:
+    """A router over nodes that were reported."""
+
+    def __init__(self) -> None:
+        self.members = Members(Timers())
+        self.router = Router()
+        self.sequence = 0
+
+    def add(self, node_id: str, **said: Any) -> Engine:
+        self.sequence += 1
+        change = self.members.report(0.0, report(node_id, self.sequence, **said))
+        assert change is not None
+        for seat in change.removed:
+            self.router.remove(seat)
+        for seat in change.added:
+            self.router.add(seat)
+        for engine in change.touched:
+            self.router.refresh(engine)
+        return self.members.nodes[node_id].engines["e"]
+
+    def rank(self, need: Need = NEED, draw: int = 1, **changes: Any) -> list[str]:
+        ask = Ask(need, 100, 100, 0, changes.pop("prefix", ()), draw, **changes)
+        return [one.engine.node.node_id for one in self.router.rank(ask)]
+
+
+def test_the_least_loaded_comes_first() -> None:
+    """Our own dispatches count the moment they are made."""
+    town = Town()
+    for node_id in "abc":
+        engine = town.add(node_id, slots=8)
+        engine.backlog = {"a": 5000, "b": 0, "c": 9000}[node_id]
+        engine.held.update({("x", number): 0.0 for number in range({"a": 3, "b": 0, "c": 6}[node_id])})
+        town.router.refresh(engine)
+    firsts = Counter(town.rank(draw=draw)[0] for draw in range(50))
+    assert firsts["b"] > 30
+    assert all(town.rank(draw=draw)[-1] != "b" or len(town.rank(draw=draw)) == 1 for draw in range(50))
+
+
+def test_what_other_gateways_have_there_counts_too() -> None:
+    """Reports bring it."""
+    town = Town()
+    town.add("a", slots=8).others = 6
+    town.add("b", slots=8)
+    both = [one for draw in range(50) if len(one := town.rank(draw=draw)) == 2]
+    assert both
+    assert all(one == ["b", "a"] for one in both)
+
+
+def test_equal_seats_are_ordered_by_the_draw() -> None:
+    """Gateways that see the same must not all choose the same; one draw always chooses the same."""
+    town = Town()
+    for node_id in "abcd":
+        town.add(node_id, slots=8)
+    firsts = Counter(town.rank(draw=mix(draw))[0] for draw in range(400))
+    assert all(firsts[node_id] > 50 for node_id in "abcd")
+    assert town.rank(draw=7) == town.rank(draw=7)
+
+
+@pytest.mark.parametrize(
+    ("need", "seat", "node"),
+    [
+        (NEED._replace(features=frozenset({"tools"})), {"features": frozenset({"tools"})}, {}),
+        (NEED._replace(price_max=5), {"price": Price(5, 5)}, {}),
+        (NEED._replace(trust_min=2), {}, {"trust": 2}),
+        (NEED._replace(region="north"), {}, {"region": "north"}),
+        (NEED._replace(fingerprint="g"), {"fingerprint": "g"}, {}),
+        (NEED._replace(fingerprint="f", exact=True), {"continuation": Continuation.EXACT}, {}),
+    ],
+)
+def test_constraints_hold(need: Need, seat: dict[str, Any], node: dict[str, Any]) -> None:
+    """The one seat that fits is found among many that do not; without it nothing is."""
+    town = Town()
+    dear = replace(MODEL, price=Price(6, 6))
+    for node_id in "abcdefgh":
+        town.add(node_id, capabilities=[dear])
+    assert town.rank(need) == []
+    town.add("x", capabilities=[replace(dear, **seat)], **node)
+    assert {tuple(town.rank(need, draw=draw)) for draw in range(20)} == {("x",)}
+
+
+def test_the_price_of_a_transcode_is_that_of_pixels() -> None:
+    """A ceiling is compared with what the work will be charged by."""
+    town = Town()
+    video = replace(MODEL, kinds=frozenset({Kind.TRANSCODE}), price=Price(9, 9, 1))
+    engine = town.add("a", capabilities=[video])
+    need = Need(Kind.TRANSCODE, "m", price_max=1)
+    assert fits(engine.seats["m"], need)
+    assert town.rank(need) == ["a"]
+
+
+def test_transcodes_go_where_fewer_pixels_wait() -> None:
+    """The same currency, seconds, from pixels."""
+    town = Town()
+    video = replace(MODEL, kinds=frozenset({Kind.TRANSCODE}))
+    town.add("a", capabilities=[video]).backlog = 10**10
+    town.add("b", capabilities=[video])
+    ranked = [one for draw in range(30) if len(one := town.rank(Need(Kind.TRANSCODE, "m"), draw=draw)) == 2]
+    assert set(map(tuple, ranked)) == {("b", "a")}
+
+
+def test_a_cold_model_and_a_short_context_are_last_resorts() -> None:
+    """They work, but loading takes half a minute, and an estimate of the prompt may be wrong."""
+    town = Town()
+    town.add("cold", capabilities=[replace(MODEL, warm=False)])
+    town.add("short", capabilities=[replace(MODEL, context_tokens=10)])
+    town.add("good")
+    ranked = {tuple(town.rank(draw=draw)) for draw in range(40)}
+    assert ("good", "cold", "short") in ranked
+    assert all(one[0] == "good" for one in ranked if "good" in one)
+
+
+def test_full_seats_are_no_candidates() -> None:
+    """What is returned can take the work now."""
+    town = Town()
+    town.add("a", slots=0)
+    assert town.rank() == []
+    assert town.rank(Need(Kind.EMBEDDING, "m")) == []
+    town.add("b", slots=1)
+    assert town.rank() == ["b"]
+
+
+def test_what_failed_the_work_is_avoided_while_there_is_another() -> None:
+    """Busy others are waited for; without any, the same one is better than none."""
+    town = Town()
+    first = town.add("a")
+    avoid = frozenset({first.identity})
+    assert town.rank(avoid=avoid) == ["a"]
+    other = town.add("b", slots=1)
+    assert town.rank(avoid=avoid) == ["b"]
+    other.held[("x", 1)] = 0.0
+    town.router.refresh(other)
+    assert town.rank(avoid=avoid) == []
+
+
+def test_the_engine_that_has_just_become_free_is_always_looked_at() -> None:
+    """In a large fleet a sample might miss the one seat that fits."""
+    town = Town()
+    for number in range(300):
+        town.add(f"n{number}")
+    special = town.add("special", region="north")
+    need = NEED._replace(region="north")
+    assert town.rank(need, hint=special) == ["special"]
+
+
+def test_a_prompt_goes_back_to_where_its_beginning_is_cached() -> None:
+    """A cached prefix is prefill saved, worth a little queue but not any queue."""
+    town = Town()
+    for node_id in "abcdef":
+        town.add(node_id, slots=8)
+    prefix = tuple(mix(number) for number in range(20))
+    seat = town.members.nodes["d"].engines["e"].seats["m"]
+    town.router.memory.sent(prefix, seat)
+    ask = Ask(NEED, 4000, 100, 0, prefix, 1)
+    assert all(town.router.rank(replace(ask, draw=draw))[0] is seat for draw in range(20))
+    seat.engine.backlog = 10**9
+    assert town.router.rank(ask)[0] is not seat
+
+
+def test_the_tree_draws_in_proportion_to_free_slots() -> None:
+    """A machine ten times as large gets ten times as much; a full one nothing."""
+    town = Town()
+    for node_id, slots in (("a", 1), ("b", 10), ("c", 0)):
+        town.add(node_id, slots=slots)
+    pool = town.router.pools[KEY]
+    drawn = Counter(one.engine.node.node_id for n in range(1100) if (one := pool.sample(mix(n))))
+    assert drawn["c"] == 0
+    assert 7 < drawn["b"] / drawn["a"] < 14
+    assert Pool().sample(1) is None
+    assert list(Pool().scan(1)) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5)), max_size=40))
+def test_the_tree_agrees_with_a_plain_list(script: list[tuple[int, int]]) -> None:
+    """Seats join, change and leave in any order: totals and draws stay right."""
+    town = Town()
+    pools = []
+    for which, slots in script:
+        node_id = f"n{which}"
+        town.add(node_id, slots=slots, capabilities=[MODEL] if slots != 5 else [])
+        pools = list(town.router.pools.values())
+        for pool in pools:
+            seats = [one for one in pool.seats if one is not None]
+            assert len(seats) == pool.count
+            assert all(one in pool for one in seats)
+            assert pool.free == pool.slots == sum(one.engine.free for one in seats)
+            drawn = pool.sample(mix(slots))
+            assert (drawn is None) == (pool.free == 0)
+            assert drawn is None or drawn.engine.free
+
+
+def test_a_decision_looks_at_a_handful_of_seats_in_a_fleet_of_any_size() -> None:
+    """Counted, not timed: predictions made for one decision."""
+    counts = []
+    for size in (20, 2000):
+        town = Town()
+        for number in range(size):
+            town.add(f"n{number}", slots=4)
+        calls = 0
+        plain = town.router.cost_s
+
+        def counted(*args: Any, plain: Any = plain) -> float:
+            nonlocal calls
+            calls += 1
+            return float(plain(*args))
+
+        town.router.cost_s = counted  # type: ignore[method-assign]
+        for draw in range(50):
+            assert town.rank(draw=mix(draw), prefix=(1, 2, 3))
+        counts.append(calls / 50)
+    assert counts[1] <= 6
+
+
+def test_a_need_is_what_the_work_says() -> None:
+    """Exactness matters only when there is something to go on with."""
+    work = chat(needs_exact_resume=True, price_max=3, trust_min=1, region="x", features=frozenset({"v"}))
+    assert need_of(work) == Need(Kind.CHAT, "m", frozenset({"v"}), 3, 1, "x", "", False)
+    assert need_of(work, "f").exact
+    assert need_of(work).pool == KEY

@@ -105,7 +105,10 @@ class Embedder:
         return self._dense(mixed, f"{name}.output.dense")
 
     def _dense(self, x: Floats, name: str) -> Floats:
-        product: Floats = x @ self._tensors[f"{name}.weight"] + self._tensors[f"{name}.bias"]
+        # One product of two matrices: numpy would multiply a stack of texts one by one.
+        flat = x.reshape(-1, x.shape[-1]) @ self._tensors[f"{name}.weight"]
+        flat += self._tensors[f"{name}.bias"]
+        product: Floats = flat.reshape(*x.shape[:-1], -1)
         return product
 
     def _norm(self, x: Floats, name: str) -> Floats:

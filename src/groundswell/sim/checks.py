@@ -5,12 +5,13 @@ the deadline repairs the damage later, and every work still ends exactly once. O
 work moves on tells the two apart.
 
 The checks see what crosses the seam (events in, effects out) and the truth of the made-up world (what really
-runs where). They never look inside a brain, so a planted bug cannot hide from them by being consistent.
+runs where). Of the brain's own view they ask one thing, whether a work waits, and only to excuse it; so a
+bug cannot hide from them by being consistent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from groundswell.core.dispatch import Finish
 from groundswell.model.messages import Ended, Fault, FromNode, Offer, Refused, Withdraw
@@ -28,7 +29,6 @@ ORPHAN_S = 7.0  # Three heartbeats and a link's delay: what one side forgot is f
 SILENCE_S = 6.0  # The stall limit is at most 4 s.
 SILENCE_FIRST_S = 13.0
 UNHEARD_S = 10.2  # A node is dead after 10 s without a heartbeat.
-NOTICED_S = 1.5
 IDLE_S = 3.5
 DEADLINE_S = 0.2
 POISON_NODES = 2
@@ -90,10 +90,17 @@ class Checks:
         if work.finish is None:
             work.cancelled_s = self.now_s
 
+    def flows(self, work_id: str, paused: bool) -> None:
+        """The client stops reading, or reads on."""
+        work = self.works[work_id]
+        work.paused, work.heard_s = paused, self.now_s
+
     def reported(self, report: NodeReport) -> None:
         """A heartbeat arrives."""
         place = self.places[report.node_id]
         if (report.generation, report.sequence) > place.known:
+            if report.generation > place.known[0]:
+                self._noticed(report.node_id)
             place.known = (report.generation, report.sequence)
             place.heard_s, place.left, place.draining = self.now_s, False, report.draining
 
@@ -103,6 +110,9 @@ class Checks:
         if generation != place.known[0] or place.left:
             return
         place.left = True
+        self._noticed(node_id)
+
+    def _noticed(self, node_id: str) -> None:
         for work in self.works.values():
             if work.offer is not None and work.offer.node_id == node_id and not work.let_go:
                 work.noticed_s = self.now_s
@@ -189,8 +199,12 @@ class Checks:
 
     # --- looked at once a second ---
 
-    def look(self, streams: Streams) -> None:
-        """``streams`` lists what really runs on each node, as (engine id, work id, attempt)."""
+    def look(self, streams: Streams, waits: Callable[[str], bool]) -> None:
+        """``streams`` lists what really runs on each node, as (engine id, work id, attempt). ``waits`` is the
+        one thing that the brain is asked: whether a work is in its queue."""
+        for work_id, work in self.works.items():
+            if not work.let_go and work.finish is None and waits(work_id):
+                work.release(self.now_s)
         busy = {(node_id, engine_id) for node_id, ran in streams.items() for engine_id, _, _ in ran}
         for work in self.works.values():
             if work.finish is None and not work.let_go and work.offer is not None:
@@ -227,25 +241,24 @@ class Checks:
             raise Violation("deadline", f"{work_id} waits beyond its deadline")
         if not work.let_go:
             self._look_running(work, work_id)
-        elif not work.plan.poison and not work.plan.fault:
-            idle = self._idle(work, max(work.free_since_s, plan.arrives_s))
-            if idle and now_s - work.free_since_s > IDLE_S:
+        elif not work.plan.poison and not work.plan.fault and now_s - work.free_since_s > IDLE_S:
+            idle = self._idle(work, now_s - IDLE_S)
+            if idle:
                 raise Violation("idle capacity", f"{work_id} waits while {idle} has nothing to do")
 
     def _look_running(self, work: Watched, work_id: str) -> None:
         silent_s = self.now_s - work.heard_s
         bound_s = SILENCE_S if work.text else SILENCE_FIRST_S
-        if work.plan.work.streaming and silent_s > bound_s:
+        if work.plan.work.streaming and not work.paused and silent_s > bound_s:
             raise Violation("silence", f"{work_id} has heard nothing for {silent_s:.1f} s and stays")
-        noticed_s = work.noticed_s
-        if noticed_s is not None and self.now_s - noticed_s > NOTICED_S and self._idle(work, noticed_s, 0.0):
+        if work.noticed_s is not None and work.noticed_s < self.now_s:
             raise Violation("lost work moves", f"{work_id} stays on a node that is known to be gone")
 
-    def _idle(self, work: Watched, since_s: float, for_s: float = IDLE_S) -> str:
-        """An engine that never had trouble, fits, and has had nothing to do since then and for so long."""
+    def _idle(self, work: Watched, since_s: float) -> str:
+        """An engine that never had trouble, fits, and has had nothing to do since then and for some time."""
         for place in self.places.values():
             for engine_id, idle_s in place.idle_since_s.items():
-                if idle_s > since_s or self.now_s - idle_s < for_s:
+                if idle_s > since_s or self.now_s - idle_s < IDLE_S:
                     continue
                 if place.fitting(work, engine_id, work.streamed) is not None:
                     return f"{place.plan.node_id}/{engine_id}"

@@ -41,6 +41,8 @@ def describe(thing: brain.Event | brain.Effect) -> str:
             return f"arrived {work.id} {work.kind} {work.model} until {work.deadline_s:.4f} draw {draw:x}"
         case brain.Cancelled(work_id):
             return f"cancelled {work_id}"
+        case brain.Paused(work_id, paused):
+            return f"{'paused' if paused else 'reads on'} {work_id}"
         case brain.Left(node_id, generation):
             return f"left {node_id} generation {generation}"
         case _:

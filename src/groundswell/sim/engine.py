@@ -41,7 +41,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Stream:
-    """One attempt in progress. ``parked``: its next frame waits for the engine to come out of a hang."""
+    """One attempt in progress. ``parked``: its next frame is due but may not be emitted yet."""
 
     offer: Offer
     task: Task
@@ -49,6 +49,7 @@ class Stream:
     state: int
     position: int
     parked: bool = False
+    paused: bool = False
     dead: bool = False
 
 
@@ -98,9 +99,14 @@ class Engine:
         if self._holds:
             return
         for stream in self.streams.values():
-            if stream.parked:
-                stream.parked = False
-                self._clock.after(self._gap_s, self._advance, stream)
+            self._unpark(stream)
+
+    def flow(self, key: tuple[str, int], paused: bool) -> None:
+        """Hold the output of an attempt back at its source, or let it flow again."""
+        stream = self.streams.get(key)
+        if stream is not None:
+            stream.paused = paused
+            self._unpark(stream)
 
     def die(self) -> list[Offer]:
         """The process is gone; returns what it was running."""
@@ -109,10 +115,15 @@ class Engine:
             self.stop(key)
         return offers
 
+    def _unpark(self, stream: Stream) -> None:
+        if stream.parked and not stream.paused and not self._holds:
+            stream.parked = False
+            self._clock.after(self._gap_s, self._advance, stream)
+
     def _advance(self, stream: Stream) -> None:
         if stream.dead:
             return
-        if self._holds:
+        if self._holds or stream.paused:
             stream.parked = True
             return
         task = stream.task

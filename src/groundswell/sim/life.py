@@ -72,6 +72,12 @@ class Life:
             self._tasks.setdefault((message.work_id, message.attempt), task)
         self.step(message)
 
+    def flow(self, work_id: str, attempt: int, paused: bool) -> None:
+        """The gateway asks to hold an attempt's output back, or to go on. A frozen life does not listen."""
+        if not self.dead and not self.frozen:
+            for engine in self.engines.values():
+                engine.flow((work_id, attempt), paused)
+
     def step(self, event: brain.Event) -> None:
         """Let the agent take one event, and do what it says."""
         clock = self._setting.clock

@@ -41,12 +41,18 @@ class Machine:
         self.life: Life | None = None
         self._generation = 0
         self._to_life: Link | None = None
+        self._to_life_flow: Link | None = None
         setting.clock.at(plan.joins_s, self._start)
 
     def send(self, message: ToNode, task: Task | None) -> None:
         """The gateway sends something to whoever lives here now."""
         if self._to_life is not None:
             self._to_life.send(message, task)
+
+    def flow(self, work_id: str, attempt: int, paused: bool) -> None:
+        """The gateway's client is slow, or reads again."""
+        if self._to_life_flow is not None:
+            self._to_life_flow.send(work_id, attempt, paused)
 
     def afflict(self, trouble: Trouble) -> None:
         """The trouble strikes now."""
@@ -94,12 +100,13 @@ class Machine:
         up = Link(setting.clock, setting.chance, self._up, self._hear_at_gateway)
         self.life = life = Life(setting, self.plan, self._generation, up)
         self._to_life = Link(setting.clock, setting.chance, self._down, life.hear)
+        self._to_life_flow = Link(setting.clock, setting.chance, self._down, life.flow)
 
     def _crash(self, crash: Crash) -> float:
         life, clock = self.life, self._setting.clock
         if life is None:
             return clock.now_s
-        self.life = self._to_life = None
+        self.life = self._to_life = self._to_life_flow = None
         if crash.noticed_s is not None:
             clock.after(crash.noticed_s, self._setting.left, self.plan.node_id, life.generation)
         if crash.ghost_s:

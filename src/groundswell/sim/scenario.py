@@ -47,7 +47,7 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """One work: when it arrives, what its whole answer is, and when its client loses patience."""
+    """One work: when it arrives, what its whole answer is, when its client gives up or does not read."""
 
     work: Work
     arrives_s: float
@@ -55,6 +55,7 @@ class WorkPlan:
     length: int
     frame_tokens: int
     cancel_after_s: float | None
+    pause_s: tuple[float, float] | None
     unresumable_from: int
     fault: Fault | None
     poison: bool
@@ -151,7 +152,7 @@ def _draw_works(
         else:
             arrives_s = burst_s + chance.uniform(0.0, 0.3)
         model = "ladder" if ladder and chance.random() < 0.2 else chance.choice(models)
-        plans.append(_draw_work(chance, f"w{number}", model, arrives_s, cancelling, erring, poison))
+        plans.append(_draw_work(chance, f"w{number}", model, arrives_s, cancelling, erring, poison, calm_s))
     return tuple(sorted(plans, key=lambda plan: plan.arrives_s))
 
 
@@ -163,6 +164,7 @@ def _draw_work(
     cancelling: float,
     erring: float,
     poison: float,
+    calm_s: float,
 ) -> WorkPlan:
     kind = (
         Kind.TRANSCODE
@@ -196,7 +198,14 @@ def _draw_work(
         length=length,
         frame_tokens=chance.choice((1, 1, 2, 4)),
         cancel_after_s=chance.uniform(0.0, 3.0) if chance.random() < cancelling else None,
+        pause_s=_draw_pause(chance, arrives_s, calm_s) if chance.random() < 0.08 else None,
         unresumable_from=chance.randint(1, length) if chance.random() < 0.1 else length + 1,
         fault=fault,
         poison=chance.random() < poison,
     )
+
+
+def _draw_pause(chance: Random, arrives_s: float, calm_s: float) -> tuple[float, float]:
+    """From when to when a client does not read; all of them read on when the calm begins."""
+    start_s = arrives_s + chance.uniform(0.0, 1.5)
+    return start_s, max(start_s, min(start_s + chance.choice((0.3, 5.0, 12.0)), calm_s))

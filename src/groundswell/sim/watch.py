@@ -28,6 +28,7 @@ class Watched:
         self.generation = 0
         self.index = 0
         self.let_go = True
+        self.paused = False
         self.free_since_s = now_s
         self.noticed_s: float | None = None
         self.cancelled_s: float | None = None

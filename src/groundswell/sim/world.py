@@ -23,6 +23,7 @@ from random import Random
 from groundswell.core import dispatch as brain
 from groundswell.model.messages import FromNode, Offer, Output, Withdraw
 from groundswell.model.node import NodeReport
+from groundswell.model.work import WorkState
 from groundswell.sim.checks import Checks, Streams
 from groundswell.sim.clock import Clock
 from groundswell.sim.describe import describe
@@ -114,7 +115,21 @@ class World:
         self.checks.arrived(plan)
         if plan.cancel_after_s is not None:
             self.clock.after(plan.cancel_after_s, self._cancel, plan.work.id)
+        if plan.pause_s is not None:
+            self.clock.at(plan.pause_s[0], self._flow, plan.work.id, True)
+            self.clock.at(plan.pause_s[1], self._flow, plan.work.id, False)
         self._step(brain.Arrived(plan.work, self._chance.getrandbits(64)))
+
+    def _flow(self, work_id: str, paused: bool) -> None:
+        """A client stops reading, or reads on."""
+        self.checks.now_s = self.clock.now_s
+        work = self.checks.works[work_id]
+        if work.finish is not None:
+            return
+        self.checks.flows(work_id, paused)
+        if work.offer is not None:
+            self._machines[work.offer.node_id].flow(work_id, work.offer.attempt, paused)
+        self._step(brain.Paused(work_id, paused))
 
     def _cancel(self, work_id: str) -> None:
         self.checks.now_s = self.clock.now_s
@@ -171,6 +186,8 @@ class World:
             case brain.Send(node_id, Offer() as offer):
                 self.checks.offered(node_id, offer)
                 self._machines[node_id].send(offer, self._task(offer))
+                if self.checks.works[offer.work_id].paused:
+                    self._flow(offer.work_id, True)
             case brain.Send(node_id, Withdraw() as withdraw):
                 self.checks.withdrew(withdraw)
                 self._machines[node_id].send(withdraw, None)
@@ -195,8 +212,11 @@ class World:
 
     def _look(self) -> None:
         self.checks.now_s = self.clock.now_s
-        self.checks.look(self._streams())
+        self.checks.look(self._streams(), self._waits)
         self.clock.after(LOOK_EVERY_S, self._look)
+
+    def _waits(self, work_id: str) -> bool:
+        return self._dispatcher.state(work_id) is WorkState.QUEUED
 
     def _streams(self) -> Streams:
         return {node_id: machine.streams() for node_id, machine in self._machines.items()}

@@ -185,7 +185,7 @@ class EmulatedModel:
         """One token for each that the engine makes, and the armed fault where it strikes."""
         text = TokenStream(request)
         fault, slow = self._take_fault(), 1.0
-        made = 0
+        made, last_s = 0, 0.0
         self._streams += 1
         stream_id = str(self._streams)
         arrivals = self.clock.add(stream_id, len(request.prompt.tokens), request.max_tokens)
@@ -193,10 +193,10 @@ class EmulatedModel:
             while made < request.max_tokens:
                 if fault is not None and made == fault.after_tokens:
                     slow = await _strike(fault)
-                before_s = self.clock.now_s()
-                await arrivals.get()
-                if slow > 1.0:
-                    await asyncio.sleep((slow - 1.0) * (self.clock.now_s() - before_s))
+                at_s = await arrivals.get()
+                if slow > 1.0 and made:
+                    await asyncio.sleep((slow - 1.0) * (at_s - last_s))
+                last_s = at_s
                 token = text.next()
                 if token is None:
                     break

@@ -307,9 +307,13 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Out:
-    """Text that can be sent, with the log-probabilities of its tokens and the place where it begins."""
+    """Text that can be sent: one token, or a few that share a character.
+
+    ``tokens`` counts all that are out with it, ``offset`` is where it begins, in characters.
+    """
 
     text: str
+    tokens: int
     logprobs: list[TokenLogprob]
     offset: int
 
@@ -326,38 +330,39 @@ class _Text:
         self._stops = stops
         self._held = ""
         self._sent = 0  # characters
-        self._ends: list[int] = []  # where tokens end, in characters from the start, after what was sent
+        self._tokens = 0
+        self._ends: list[tuple[int, int]] = []  # of held tokens: the character, and all tokens up to there
         self._logprobs: list[tuple[int, TokenLogprob]] = []
         self.stopped = False
 
-    def feed(self, piece: Piece) -> _Out:
-        """The text that this piece sets free, often its own."""
+    def feed(self, piece: Piece) -> list[_Out]:
+        """The text that this piece sets free: its own, and what was held back before it."""
         read = self._sent + len(self._held)
         self._logprobs += [(read, logprob) for logprob in piece.logprobs]
+        self._tokens += piece.tokens
         ended = piece.finish_reason is not None
         self._held += self._decoder.decode(piece.data, final=ended)
         if not self._decoder.getstate()[0]:
-            self._ends.append(self._sent + len(self._held))
+            self._ends.append((self._sent + len(self._held), self._tokens))
         found = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
         self.stopped = found >= 0
         if self.stopped:
-            return self._send(found)
-        return self._send(len(self._held) if ended else self._free())
+            limit = self._sent + found
+            self._ends = [end for end in self._ends if end[0] < limit] + [(limit, self._tokens)]
+        else:
+            limit = self._sent + len(self._held) - (0 if ended else self._may_stop())
+        return [self._send(*self._ends.pop(0)) for end in list(self._ends) if end[0] <= limit]
 
-    def _free(self) -> int:
-        """How many of the held characters are whole tokens before anything that may become a stop string."""
-        hold = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        limit = self._sent + len(self._held) - hold
-        return max((end for end in self._ends if end <= limit), default=self._sent) - self._sent
+    def _may_stop(self) -> int:
+        """How many of the held characters may be the beginning of a stop string."""
+        return max((_overlap(self._held, stop) for stop in self._stops), default=0)
 
-    def _send(self, size: int) -> _Out:
-        out = _Out(self._held[:size], [], self._sent)
-        self._held = self._held[size:]
-        self._sent += size
-        self._ends = [end for end in self._ends if end > self._sent]
-        out.logprobs.extend(logprob for at, logprob in self._logprobs if at < self._sent)
-        self._logprobs = [entry for entry in self._logprobs if entry[0] >= self._sent]
-        return out
+    def _send(self, end: int, tokens: int) -> _Out:
+        text, self._held = self._held[: end - self._sent], self._held[end - self._sent :]
+        offset, self._sent = self._sent, end
+        free = [logprob for at, logprob in self._logprobs if at < end]
+        self._logprobs = [entry for entry in self._logprobs if entry[0] >= end]
+        return _Out(text, tokens, free, offset)
 
 
 class _Shape(Protocol):
@@ -451,6 +456,7 @@ class _Answer:
         self._asked = asked
         self._text = _Text(stops)
         self._tokens = 0
+        self._sent_tokens = 0  # without what is held back
         self._reason = ""
         self._head = {
             "id": shape.id_prefix + os.urandom(12).hex(),
@@ -497,11 +503,14 @@ class _Answer:
     async def _outs(self) -> AsyncGenerator[_Out, None]:
         async with aclosing(self._model.generate(self._asked)) as pieces:
             async for piece in pieces:
-                self._tokens += piece.tokens
-                out = self._text.feed(piece)
+                outs = self._text.feed(piece)
                 self._reason = "stop" if self._text.stopped else piece.finish_reason or ""
-                yield out
+                for out in outs:
+                    self._sent_tokens = out.tokens
+                    yield out
+                self._tokens += piece.tokens
                 if self._reason:
+                    self._sent_tokens = self._tokens
                     return
         raise RuntimeError("the model ended without a finish reason")
 
@@ -517,6 +526,6 @@ class _Answer:
         prompt = len(self._asked.prompt.tokens)
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": self._tokens,
-            "total_tokens": prompt + self._tokens,
+            "completion_tokens": self._sent_tokens,
+            "total_tokens": prompt + self._sent_tokens,
         }

@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import math
 import mmap
+import os
 import sys
 import time
 from collections import defaultdict
@@ -328,6 +329,9 @@ def main(argv: list[str] | None = None) -> int:
     except GroundswellError as error:
         print(error.message, file=sys.stderr)
         return 1
+    # Read by numpy's BLAS when it is loaded. Its threads wait for each other by spinning, which on a machine
+    # with other engines costs more than it gains; whoever has cores to spare sets the variable.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     return serve(EmbeddingsApp(folder, max(1, args.slots)), args.host, args.port)
 
 

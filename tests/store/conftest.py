@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hand_clock import HandClock
 
 from groundswell.store.sql import Store
-
-
-@dataclass
-class HandClock:
-    """A clock that goes when told to."""
-
-    now_s: float = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

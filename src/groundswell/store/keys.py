@@ -147,9 +147,9 @@ class KeyRing:
         With a ``minter`` the new key has no scope, tenant or life that the minter has not: ``Forbidden``.
         Without one (the command line on the gateway's own machine) anything goes.
         """
+        wanted = _checked(tenant, name, scopes, expires_s)
         now_ms = self._now_ms()
         expires_ms = None if expires_s is None else now_ms + int(expires_s * 1000)
-        wanted = _checked(tenant, name, scopes, expires_s)
         if minter is not None:
             expires_ms = _within(minter, tenant, wanted, expires_ms)
         token = self._mint()

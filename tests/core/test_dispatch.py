@@ -9,10 +9,6 @@ import pytest
 from fleet import MODEL, Desk, chat, deliveries, finishes, offers, play, report, withdrawals
 
 from groundswell.core.dispatch import (
-    ATTEMPTS_MAX,
-    CONTINUED_MAX,
-    FAILURES_MAX,
-    UNANSWERED_MAX,
     Arrived,
     Cancelled,
     Deliver,
@@ -25,6 +21,7 @@ from groundswell.core.dispatch import (
     Send,
     Tick,
 )
+from groundswell.core.verdict import ATTEMPTS_MAX, CONTINUED_MAX, FAILURES_MAX, UNANSWERED_MAX
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refusal, Refused, Withdraw
 from groundswell.model.money import Price, Usage
 from groundswell.model.node import Capability, Continuation

@@ -28,14 +28,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from groundswell.core.chance import mix, unit
+from groundswell.core.chance import mix
 from groundswell.core.continuation import can_continue, combined_usage
 from groundswell.core.estimate import Estimator
 from groundswell.core.health import Breaker
 from groundswell.core.lease import Entry, Lease
 from groundswell.core.membership import AttemptKey, Change, Engine, Members, Node, Seat, Standing
-from groundswell.core.routing import OUTPUT_EXPECTED, Ask, PoolKey, Router, fits, need_of
+from groundswell.core.outliers import Outliers
+from groundswell.core.pace import Paces
+from groundswell.core.routing import OUTPUT_EXPECTED, Ask, PoolKey, Router, fits, need_of, pool_keys
 from groundswell.core.timers import NEVER, Timers
+from groundswell.core.verdict import Verdict, judge
 from groundswell.core.waiting import RANK_LOST, RANKS, Lane, WaitingRoom
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refusal, Refused, Withdraw
 from groundswell.model.money import Price, Usage
@@ -50,16 +53,9 @@ WHOLE_MIN_S, WHOLE_MAX_S = 60.0, 900.0  # Not streamed: 4x the predicted complet
 HUNG_S: Final = (
     1.0  # When a stream stalls and all others of its engine are silent this long, it is the engine.
 )
-DEATHS_MAX: Final = 2  # Without output the second death ends a work: it may be what kills.
-FAILURES_MAX: Final = 3  # Broken or stalled attempts that are tried again.
-UNANSWERED_MAX: Final = 5
-CONTINUED_MAX: Final = 8  # Continuations of one stream.
-ATTEMPTS_MAX: Final = 64  # Of any sort, refused offers included.
 LOST_WAIT_S: Final = 30.0  # Lost work may wait this long again, whatever its deadline was.
 RESUME_WAIT_MAX_S: Final = 120.0  # A broken stream waits at most this long while its model is only busy.
-KNOWN_MODELS_MAX: Final = 4096
 PIXELS_PER_UNIT: Final = 20_000  # About as long to encode as a token takes to decode.
-RETRY_MIN_S, RETRY_DRAIN_MAX_S = 1.0, 80.0  # Retry-After, before up to 1.5x of jitter: at most 120 s.
 
 # --- events: what happened ---
 
@@ -144,6 +140,13 @@ class Reason:
     CANCELLED = "cancelled"
 
 
+REASONS: Final = {
+    Verdict.EXHAUSTED: Reason.EXHAUSTED,
+    Verdict.POISON: Reason.POISON,
+    Verdict.NOT_RESUMABLE: Reason.NOT_RESUMABLE,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Finish:
     """The work has ended. Sent exactly once for each work that arrived; ``usage`` is what is settled.
@@ -176,14 +179,6 @@ Effect = Send | Deliver | Finish
 # --- the machine ---
 
 
-@dataclass(slots=True)
-class _Pace:
-    """How fast one slot of a pool works, learned from what finished: units per second, seconds per work."""
-
-    units_s: float = 50.0
-    service_s: float = 5.0
-
-
 class Dispatcher:
     """Holds every open work of one gateway.
 
@@ -206,7 +201,8 @@ class Dispatcher:
         self._id_prefix = id_prefix
         self._open: dict[str, Entry] = {}
         self._slots: dict[AttemptKey, Engine] = {}  # Every attempt that may hold a slot, as in Engine.held.
-        self._known: dict[PoolKey, _Pace] = {}  # Models that were ever offered; the newest 4,096.
+        self._paces = Paces()
+        self._outliers = Outliers(self.members, self.router, self._timers)
         self._freed: dict[Engine, None] = {}  # Engines that may take more since this step began.
         self._unplaced: dict[PoolKey, None] = {}  # Pools for which works began to wait in this step.
 
@@ -279,7 +275,7 @@ class Dispatcher:
         units = _units(work)
         entry = Entry(work, event.draw, now_s, need, RANKS[work.work_class], units)
         self._open[work.id] = entry
-        if need.pool not in self._known:
+        if need.pool not in self._paces:
             self._finish(now_s, entry, WorkState.REFUSED, Reason.UNKNOWN_MODEL, effects)
         elif not self.waiting.waits(need) and self._place(now_s, entry, None, effects):
             pass
@@ -304,12 +300,7 @@ class Dispatcher:
             return
         for engine in freed:
             if engine.free:
-                pools = [
-                    (kind, seat.capability.model)
-                    for seat in engine.seats.values()
-                    for kind in sorted(seat.capability.kinds)
-                ]
-                self._fill(now_s, pools, engine, effects)
+                self._fill(now_s, pool_keys(engine), engine, effects)
         self._fill(now_s, list(unplaced), None, effects)
 
     def _fill(self, now_s: float, pools: list[PoolKey], hint: Engine | None, effects: list[Effect]) -> None:
@@ -525,7 +516,7 @@ class Dispatcher:
         self, now_s: float, entry: Entry, lease: Lease, ended: Ended, effects: list[Effect]
     ) -> None:
         work = entry.work
-        self._good(now_s, lease.engine)
+        self._look_again(self._outliers.good(now_s, lease.engine))
         self._learn(now_s, entry, lease)
         emitted = entry.emitted if work.streaming else 0
         allowed = work.output_tokens_max
@@ -552,10 +543,7 @@ class Dispatcher:
                     tpot_s if lease.tokens > 1 else 0.0,
                     lease.sequences,
                 )
-        pace = self._known.get(need_of(work).pool)
-        if pace is not None:
-            pace.units_s += 0.1 * (max(units, 1) / busy_s - pace.units_s)
-            pace.service_s += 0.1 * (busy_s - pace.service_s)
+        self._paces.learn(need_of(work).pool, units, busy_s)
 
     def _refused(self, now_s: float, event: Refused, effects: list[Effect]) -> None:
         """Our view was old: believe the node until its next report."""
@@ -596,18 +584,18 @@ class Dispatcher:
             self._finish(now_s, entry, WorkState.FAILED, Reason.REJECTED, effects, fault=fault)
             return
         if fault is not Fault.CANCELLED:
-            self._bad(now_s, lease.engine)
+            self._look_again(self._outliers.bad(now_s, lease.engine))
         self._move_on(now_s, lease, effects, fault)
 
     def _move_on(self, now_s: float, lease: Lease, effects: list[Effect], fault: Fault | None = None) -> None:
         """The work has no attempt any more: it is done after all, out of tries, or waits in front."""
         entry, work = lease.entry, lease.entry.work
-        reason = self._why_not_again(entry, lease)
-        if reason == "":
+        verdict = judge(entry, lease, self._resumable_somewhere)
+        if verdict is Verdict.COMPLETE:
             usage = self._usage_so_far(entry)
             self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
-        elif reason is not None:
-            self._finish(now_s, entry, WorkState.FAILED, reason, effects, fault=fault)
+        elif verdict is not Verdict.AGAIN:
+            self._finish(now_s, entry, WorkState.FAILED, REASONS[verdict], effects, fault=fault)
         else:
             if work.streaming:
                 entry.emitted += lease.tokens
@@ -618,22 +606,6 @@ class Dispatcher:
             entry.need = need_of(work, entry.fingerprint if entry.sent else "")
             again_s = max(now_s, entry.lost_s + LOST_WAIT_S)
             self._wait(entry, again_s if entry.sent else max(work.deadline_s, again_s))
-
-    def _why_not_again(self, entry: Entry, lease: Lease) -> str | None:
-        """None: try again. Empty: nothing is left to do. Otherwise the reason to give up."""
-        work = entry.work
-        if entry.attempts >= ATTEMPTS_MAX:
-            return Reason.EXHAUSTED
-        if entry.sent:
-            if work.output_tokens_max and entry.emitted + lease.tokens >= work.output_tokens_max:
-                return ""
-            if not entry.resumable or not self._resumable_somewhere(entry, lease):
-                return Reason.NOT_RESUMABLE
-            return Reason.EXHAUSTED if entry.continued >= CONTINUED_MAX else None
-        if entry.deaths >= DEATHS_MAX:
-            return Reason.POISON
-        tried = entry.failures > FAILURES_MAX or entry.unanswered > UNANSWERED_MAX
-        return Reason.EXHAUSTED if tried else None
 
     def _resumable_somewhere(self, entry: Entry, lease: Lease) -> bool:
         """Whether a seat is known, or may come back, on which the stream could go on."""
@@ -681,6 +653,11 @@ class Dispatcher:
         """Its free slots or standing changed."""
         self.router.refresh(engine)
         self._freed[engine] = None
+
+    def _look_again(self, engine: Engine | None) -> None:
+        """An ejection, or its end, changed this engine's standing."""
+        if engine is not None:
+            self._touch(engine)
 
     def _lease(self, work_id: str, attempt: int) -> Lease | None:
         """The lease of this attempt if it is the one that counts."""
@@ -738,12 +715,9 @@ class Dispatcher:
     def _retry_after_s(self, entry: Entry) -> float:
         """When what waits now will be gone, in seconds, 1 to 120; the draw spreads the clients out."""
         key = entry.need.pool
-        pool, pace = self.router.pools.get(key), self._known[key]
+        pool = self.router.pools.get(key)
         slots = pool.slots if pool else 0
-        drain_s = LOST_WAIT_S
-        if slots:
-            drain_s = self.waiting.pool_units(key) / (pace.units_s * slots) + pace.service_s / 2
-        return _clamp(drain_s, RETRY_MIN_S, RETRY_DRAIN_MAX_S) * (1.0 + 0.5 * unit(mix(entry.draw)))
+        return self._paces.retry_after_s(key, self.waiting.pool_units(key), slots, entry.draw)
 
     # --- nodes report, fall silent, leave ---
 
@@ -816,7 +790,8 @@ class Dispatcher:
         for seat in change.removed:
             self.router.remove(seat)
         for seat in change.added:
-            self._learn_models(seat)
+            for kind in sorted(seat.capability.kinds):
+                self._paces.meet((kind, seat.capability.model))
             self.router.add(seat)
 
     def _lose(self, now_s: float, change: Change, lost: list[Lease], effects: list[Effect]) -> None:
@@ -833,12 +808,6 @@ class Dispatcher:
         for lease in lost:
             self._failed(now_s, lease, Fault.LOST, effects)
 
-    def _learn_models(self, seat: Seat) -> None:
-        for kind in sorted(seat.capability.kinds):
-            self._known.setdefault((kind, seat.capability.model), _Pace())
-        while len(self._known) > KNOWN_MODELS_MAX:
-            self._known.pop(next(one for one in self._known if one not in self.router.pools))
-
     # --- time passes ---
 
     def _tick(self, now_s: float, effects: list[Effect]) -> None:
@@ -854,7 +823,7 @@ class Dispatcher:
                     if alarm.standing is not Standing.DEAD:
                         self._changed(now_s, self.members.silent(now_s, alarm), effects)
                 case Breaker():
-                    self._relent(alarm)
+                    self._look_again(self._outliers.relent(alarm))
 
     def _stalled(self, now_s: float, lease: Lease, effects: list[Effect]) -> None:
         """An attempt was silent for too long. If every stream of its engine is silent, it is the engine: one
@@ -866,7 +835,7 @@ class Dispatcher:
         if not hung:
             self._failed(now_s, lease, Fault.STALLED, effects)
             return
-        self._eject(now_s, engine)
+        self._look_again(self._outliers.eject(now_s, engine))
         for one in leases:
             if one.entry.work.streaming and now_s - one.last_s >= HUNG_S:
                 one.entry.avoid.add(one.identity)
@@ -890,44 +859,6 @@ class Dispatcher:
         """Too busy, or nobody there."""
         pool = self.router.pools.get(entry.need.pool)
         return Reason.DEADLINE if pool is not None and pool.available else Reason.NO_NODE
-
-    # --- engines misbehave ---
-
-    def _good(self, now_s: float, engine: Engine) -> None:
-        was_half_open = engine.breaker.half_open
-        engine.breaker.good(now_s)
-        if was_half_open:
-            self._touch(engine)
-
-    def _bad(self, now_s: float, engine: Engine) -> None:
-        if engine.breaker.bad(now_s):
-            self._eject(now_s, engine)
-
-    def _eject(self, now_s: float, engine: Engine) -> None:
-        """Out of rotation for a while, unless more than half of a model's seats would be out."""
-        if engine.breaker.open or engine.node.engines.get(engine.engine_id) is not engine:
-            return
-        for seat in engine.seats.values():
-            for kind in seat.capability.kinds:
-                pool = self.router.pools[(kind, seat.capability.model)]
-                alive = [
-                    one.engine
-                    for one in pool.scan(0, len(pool.seats))
-                    if one.engine.healthy and one.engine.node.standing is Standing.ALIVE
-                ]
-                if 2 * (1 + sum(one.breaker.open for one in alive)) > len(alive):
-                    return
-        self._timers.set(engine.breaker, now_s + engine.breaker.trip(now_s))
-        self._touch(engine)
-
-    def _relent(self, breaker: Breaker) -> None:
-        """The ejection is over: one work may try it."""
-        breaker.relent()
-        node_id, engine_id = breaker.owner
-        node = self.members.nodes.get(node_id)
-        engine = node.engines.get(engine_id) if node else None
-        if engine is not None:
-            self._touch(engine)
 
 
 def _clamp(value: float, low: float, high: float) -> float:

@@ -211,6 +211,11 @@ class Pool:
             self._tree[node] = self._tree[2 * node] + self._tree[2 * node + 1]
 
 
+def pool_keys(engine: Engine) -> list[PoolKey]:
+    """The pools that the engine's seats are in, in an order that is the same in every process."""
+    return [(kind, model) for model, seat in engine.seats.items() for kind in sorted(seat.capability.kinds)]
+
+
 class Router:
     """The pools, and the policy that ranks their seats."""
 
@@ -237,6 +242,10 @@ class Router:
         for seat in engine.seats.values():
             for kind in seat.capability.kinds:
                 self.pools[(kind, seat.capability.model)].refresh(seat)
+
+    def pools_of(self, engine: Engine) -> list[Pool]:
+        """Every pool that a seat of this engine is in."""
+        return [self.pools[key] for key in pool_keys(engine)]
 
     def rank(self, ask: Ask) -> list[Seat]:
         """Seats that can take this work now, best first; empty when it has to wait."""

@@ -1,0 +1,55 @@
+"""Taking engines that misbehave out of rotation, and letting them back.
+
+Theory of operation. Each outcome goes to the breaker of its engine (``core.health``). When a breaker wants to
+open, the other seats of the engine's models are looked at first: never are more than half of a model's seats
+out by ejection, for when everything fails the fault is hardly the engines'. A dead node is not ejected but
+dead, and does not count. Openings are rare, so looking at every seat of a model then is cheap enough.
+"""
+
+from __future__ import annotations
+
+from groundswell.core.health import Breaker
+from groundswell.core.membership import Engine, Members, Standing
+from groundswell.core.routing import Pool, Router
+from groundswell.core.timers import Timers
+
+
+class Outliers:
+    """Decides ejections. The engine whose standing changed is handed back, to be looked at again."""
+
+    def __init__(self, members: Members, router: Router, timers: Timers) -> None:
+        self._members = members
+        self._router = router
+        self._timers = timers
+
+    def good(self, now_s: float, engine: Engine) -> Engine | None:
+        """A work went well on this engine; a half-open one is closed by it."""
+        was_half_open = engine.breaker.half_open
+        engine.breaker.good(now_s)
+        return engine if was_half_open else None
+
+    def bad(self, now_s: float, engine: Engine) -> Engine | None:
+        """A work failed by this engine's fault."""
+        return self.eject(now_s, engine) if engine.breaker.bad(now_s) else None
+
+    def eject(self, now_s: float, engine: Engine) -> Engine | None:
+        """Out of rotation for a while, unless it is gone, out already, or too many others are."""
+        current = engine.node.engines.get(engine.engine_id) is engine
+        if engine.breaker.open or not current or any(map(_half_out, self._router.pools_of(engine))):
+            return None
+        self._timers.set(engine.breaker, now_s + engine.breaker.trip(now_s))
+        return engine
+
+    def relent(self, breaker: Breaker) -> Engine | None:
+        """The time is over: one work may try the engine, if it still exists."""
+        breaker.relent()
+        node_id, engine_id = breaker.owner
+        node = self._members.nodes.get(node_id)
+        return node.engines.get(engine_id) if node else None
+
+
+def _half_out(pool: Pool) -> bool:
+    """Whether one more ejection would take more than half of the living seats out."""
+    engines = [seat.engine for seat in pool.scan(0, len(pool.seats))]
+    alive = [one for one in engines if one.healthy and one.node.standing is Standing.ALIVE]
+    return 2 * (1 + sum(one.breaker.open for one in alive)) > len(alive)

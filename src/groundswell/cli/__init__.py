@@ -1,0 +1,65 @@
+"""The command line. Each file is one family of commands; this one joins them and turns errors into words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from groundswell.cli.settings import settings
+from groundswell.model.errors import GroundswellError
+
+app = typer.Typer(
+    name="groundswell",
+    help="Turn any set of computers into one elastic service for generative AI and video.\n\n"
+    "Start with `groundswell up`: a gateway, three nodes, a real chat answer and a real transcode on this "
+    "machine. Then add your own engines with `groundswell nodes add http://box:11434`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _options(
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with settings; also GROUNDSWELL_CONFIG.", envvar="GROUNDSWELL_CONFIG"),
+    ] = None,
+) -> None:
+    settings.path = config
+
+
+def _join() -> None:
+    # Here and not at the top of the file: each family imports the application's help texts lazily enough
+    # already, and a cycle through `app` is avoided.
+    from groundswell.cli import chat, doctor, jobs, keys, nodes, service, status, version
+
+    for family in (service, chat, jobs, nodes, keys, status, doctor, version):
+        family.register(app)
+
+
+def main() -> int:
+    """Run the command line; the exit status. Errors are one sentence on stderr, never a stack."""
+    _join()
+    try:
+        result: Any = app(standalone_mode=False)
+    except GroundswellError as error:
+        print(f"groundswell: {error.message}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, EOFError):
+        print("", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # typer's own errors know how to show themselves (usage, suggestions); others are defects.
+        show = getattr(error, "show", None)
+        if type(error).__name__ == "Abort":
+            return 130
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 1))
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,162 @@
+"""``groundswell up``, ``gateway`` and ``serve``: the commands that stay up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import msgspec
+import typer
+
+from groundswell.cli.profile import Profile, load_profile, save_profile
+from groundswell.cli.screen import say
+from groundswell.cli.settings import settings
+from groundswell.engines.serve import ENGINES
+from groundswell.model.errors import GroundswellError
+
+if TYPE_CHECKING:
+    from groundswell.config import Config
+    from groundswell.wiring import Service
+
+HOST = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
+READY_S = 60.0  # Much longer than any engine needs; what is not up by then has a reason.
+PORT = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+
+    @app.command()
+    def up(
+        host: HOST = None,
+        port: PORT = None,
+        tour: Annotated[bool, typer.Option(help="Do the main job before your eyes after the start.")] = True,
+    ) -> None:
+        """Start a gateway with three local nodes, show what it can do, and stay up until Ctrl-C."""
+        from groundswell.cli.tour import banner, give_tour
+
+        async def show(service: Service, profile: Profile) -> None:
+            banner(service, profile)
+            if tour:
+                await give_tour(service, profile)
+            say("\nUp. Ctrl-C ends it; open requests are finished first.")
+
+        config = _config(host, port)
+        with _log_file(config) as log:
+            _run(config, log, show)
+
+    @app.command()
+    def gateway(host: HOST = None, port: PORT = None) -> None:
+        """Start the gateway and the nodes of the settings, quietly: logs on stderr, for a service manager."""
+
+        async def show(service: Service, profile: Profile) -> None:
+            say(f"listening {service.base_url}")
+
+        _run(_config(host, port), sys.stderr, show)
+
+    @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def serve(context: typer.Context, name: Annotated[str, typer.Argument(help=", ".join(ENGINES))]) -> None:
+        """Run one local engine in the foreground, as nodes do; `serve NAME --help` lists its options."""
+        # `serve` with a known name never comes here: __main__ starts the engine without the command line.
+        raise typer.BadParameter(f"{name} is no engine; there are {', '.join(ENGINES)}.", ctx=context)
+
+
+def _config(host: str | None, port: int | None) -> Config:
+    config = settings.config
+    gateway = config.gateway
+    if host is not None:
+        gateway = msgspec.structs.replace(gateway, host=host)
+    if port is not None:
+        gateway = msgspec.structs.replace(gateway, port=port)
+    return msgspec.structs.replace(config, gateway=gateway)
+
+
+def _log_file(config: Config) -> TextIO:
+    """Where ``up`` logs, so that the screen stays readable; the last run's log is kept as ``.1``."""
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / "groundswell.log"
+    if path.exists():
+        path.replace(folder / "groundswell.log.1")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", buffering=1)
+
+
+def _run(config: Config, log: TextIO, show: Callable[[Service, Profile], Awaitable[None]]) -> None:
+    """Start, show, wait for a signal, drain, end. A second signal ends at once."""
+    from groundswell.telemetry import configure_logging
+
+    configure_logging(config.telemetry.log_level, config.telemetry.log_format, log)
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:  # No uvloop on Windows.
+        runner = asyncio.Runner()
+    with runner:
+        runner.run(_serve(config, show))
+
+
+async def _serve(config: Config, show: Callable[[Service, Profile], Awaitable[None]]) -> None:
+    from groundswell.wiring import Service
+
+    started_s = time.monotonic()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():  # Asked twice: whoever asks does not want to wait. Children end with us.
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    async with Service.running(config) as service:
+        profile = await _profile(config.folder, service)
+        work = asyncio.ensure_future(_show_when_ready(service, profile, show, started_s))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()  # A defect ends the service, visibly.
+            await stopped
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        if sys.stdout.isatty():
+            say("\nending: no new requests, open ones are finished ...")
+
+
+async def _show_when_ready(
+    service: Service,
+    profile: Profile,
+    show: Callable[[Service, Profile], Awaitable[None]],
+    started_s: float,
+) -> None:
+    missing = await service.ready(READY_S)
+    service.started_in_s = time.monotonic() - started_s
+    if missing:
+        say(
+            f"These engines are not up after {READY_S:.0f} s: {', '.join(missing)}. "
+            "`groundswell doctor` may know why."
+        )
+    try:
+        await show(service, profile)
+    except GroundswellError as error:  # The service itself is up and stays up.
+        say(f"groundswell: {error.message}")
+
+
+async def _profile(folder: Path, service: Service) -> Profile:
+    """The saved key if it is still good, else a new one; the address is always this run's."""
+    saved = load_profile(folder)
+    if saved is not None and await service.keys.find(saved.api_key) is not None:
+        token = saved.api_key
+    else:
+        token, _ = await service.keys.create("default", "first key", ["inference", "video", "admin"])
+    profile = Profile(service.base_url, token)
+    if profile != saved:
+        save_profile(folder, profile)
+    return profile

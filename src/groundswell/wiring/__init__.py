@@ -1,0 +1,264 @@
+"""Wired by hand: which parts a process has and how they know each other. Nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from groundswell.bus.memory import MemoryLink
+from groundswell.config import Config
+from groundswell.core.dispatch import Dispatcher, Finish
+from groundswell.gateway import video
+from groundswell.gateway.app import Operations, application
+from groundswell.gateway.openai import TextPaths
+from groundswell.gateway.pipeline import Pipeline, Seen
+from groundswell.gateway.relay import Relay
+from groundswell.gateway.server import LOOPBACK, Server
+from groundswell.gateway.transcodes import Settings, Transcodes
+from groundswell.model.errors import GroundswellError, InternalError
+from groundswell.model.work import Kind, Work
+from groundswell.store.keys import KeyRing
+from groundswell.store.ledger import UsageRow
+from groundswell.telemetry import Metrics, Tracer
+from groundswell.wire.fetch import Fetcher
+from groundswell.wiring.fleet import Fleet, probe_url
+from groundswell.wiring.state import State, open_keys, open_state
+
+__all__ = ["Service", "open_keys", "probe_url"]
+
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger("groundswell.access")
+
+READY_EVERY_S = 0.05
+FLEET_EVERY_S = 1.0
+SWEEP_EVERY_S = 600.0
+FINISHES_KEPT = 256
+STOP_S = 5.0  # For nodes, after open requests have had their time to end.
+
+
+@dataclass
+class Service:
+    """A running gateway with its nodes. ``finished`` holds the last ends by request id, for the tour."""
+
+    config: Config
+    keys: KeyRing
+    fleet: Fleet
+    relay: Relay
+    port: int = 0
+    started_in_s: float = 0.0
+    finished: OrderedDict[str, Finish] = field(default_factory=OrderedDict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others than this machine can reach it."""
+        return self.config.gateway.host not in LOOPBACK
+
+    @property
+    def base_url(self) -> str:
+        host = self.config.gateway.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+    async def ready(self, timeout_s: float) -> list[str]:
+        """Wait until each kind of engine that the settings promise is up somewhere; what is missing after
+        ``timeout_s`` seconds."""
+        wanted = {engine.kind for node in self.config.nodes for engine in node.engines}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while wanted:
+                    for view in self.relay.nodes():
+                        wanted -= {one.engine_id.split("-")[0] for one in view.report.engines if one.healthy}
+                    await asyncio.sleep(READY_EVERY_S)
+        return sorted(wanted)
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, config: Config) -> AsyncIterator[Service]:
+        """Run a gateway until the block ends; then drain. Raises ``GroundswellError`` if it cannot start."""
+        async with open_state(config) as state:
+            metrics = Metrics()
+            tracer = Tracer(config.telemetry.otlp_endpoint, config.telemetry.trace_share) if (
+                config.telemetry.otlp_endpoint
+            ) else None  # fmt: skip
+            state.store.on_commit = metrics.commit
+            state.store.on_broken = _end_process
+            link = MemoryLink()
+            ends = _Ends(state, metrics, tracer)
+            relay = Relay(
+                Dispatcher(queue_works_max=config.queue.works),
+                link.gateway,
+                lambda: secrets.randbits(64),
+                ends.finish,
+            )
+            fleet = Fleet(link, config, state.engines)
+            service = cls(config, state.keys, fleet, relay, finished=ends.finished)
+            async with _front_door(config, state, relay, fleet, metrics, ends) as port:
+                service.port = port
+                await fleet.start()
+                try:
+                    yield service
+                finally:
+                    await relay.drain(config.gateway.drain_s)
+                    await fleet.stop(STOP_S)
+                    relay.close()
+                    if tracer is not None:
+                        tracer.close()
+
+
+class _Ends:
+    """What follows the end of a work: its usage row, metrics, a span."""
+
+    def __init__(self, state: State, metrics: Metrics, tracer: Tracer | None) -> None:
+        self.text: TextPaths | None = None
+        self.finished: OrderedDict[str, Finish] = OrderedDict()
+        self._state, self._metrics, self._tracer = state, metrics, tracer
+
+    def finish(self, work: Work, finish: Finish) -> None:
+        """``Relay``'s ``on_finish``."""
+        duration_s = finish.duration_s
+        self._metrics.finished(work, finish, duration_s)
+        if self._tracer is not None:
+            self._tracer.span_for(work, finish, duration_s)
+        account = self.text.account(work.id) if self.text is not None else None
+        if account is None or work.kind is Kind.TRANSCODE:
+            return  # Segments are settled with their task, in one transaction.
+        self.finished[account.request_id] = finish
+        while len(self.finished) > FINISHES_KEPT:
+            self.finished.popitem(last=False)
+        if finish.engine_id:
+            self._state.settler.add(_usage_row(work, finish, account.tenant, account.key_id))
+
+
+def _usage_row(work: Work, finish: Finish, tenant: str, key_id: str) -> UsageRow:
+    return UsageRow(
+        work.id, tenant, key_id, work.kind.value, work.model, int(time.time() * 1000), finish.node_id,
+        finish.engine_id, finish.usage, finish.price, finish.state, finish.attempts, finish.continued,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def _front_door(
+    config: Config, state: State, relay: Relay, fleet: Fleet, metrics: Metrics, ends: _Ends
+) -> AsyncIterator[int]:
+    """The HTTP server and what works behind it; the port."""
+    pipeline = Pipeline(state.keys)
+
+    def observe(seen: Seen) -> None:
+        metrics.http(seen.route, seen.status, seen.seconds)
+        _access_log.info("request", extra=_fields(seen))
+
+    text = ends.text = TextPaths(
+        relay,
+        pipeline,
+        body_bytes_max=config.limits.body_bytes,
+        queue_wait_s=config.queue.wait_s,
+        observe=observe,
+    )
+    owner = f"gateway-{os.getpid()}-{secrets.token_hex(4)}"
+    fetcher = Fetcher() if config.video.fetch else None
+    transcodes = _transcodes(config, state, relay, owner, fetcher)
+    operations = Operations(
+        nodes=relay.nodes,
+        queued=lambda: relay.queued,
+        metrics=metrics.render,
+        add_node=fleet.add,
+        remove_node=fleet.remove,
+    )
+    app = application(operations, pipeline, video.routes(transcodes, fetcher, config.video.ladder), observe)
+    server = Server(
+        app, text.paths, host=config.gateway.host, port=config.gateway.port,
+        hosts_allowed=config.gateway.allowed_hosts, drain_s=config.gateway.drain_s,
+    )  # fmt: skip
+    await state.jobs.release_others(owner)
+    try:
+        port = await server.start()
+    except OSError as error:
+        raise InternalError(
+            f"Port {config.gateway.port} of {config.gateway.host} cannot be had ({error.strerror}). Is a "
+            "gateway running already? Choose another with --port.",
+            code="port_in_use",
+        ) from error
+    background = [
+        asyncio.create_task(_forever("transcodes", transcodes.run())),
+        asyncio.create_task(_forever("sweep", _sweep(config, state, transcodes))),
+        asyncio.create_task(_forever("fleet", _watch_fleet(relay, metrics))),
+    ]
+    try:
+        yield port
+    finally:
+        text.draining = True
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await server.stop()
+
+
+def _transcodes(
+    config: Config, state: State, relay: Relay, owner: str, fetcher: Fetcher | None
+) -> Transcodes:
+    settings = Settings(
+        segment_s=config.video.segment_s,
+        attempts=config.video.attempts,
+        upload_bytes=config.limits.upload_bytes,
+        keep_s=config.limits.blob_keep_s,
+    )
+    return Transcodes(state.jobs, state.blobs, relay, config.folder / "jobs", owner, fetcher, settings)
+
+
+async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """A background task that must not end. A defect in it is logged and ends the process: half a gateway
+    that looks alive is worse than a restart."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        _log.exception("background work failed", extra={"task": name})
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _sweep(config: Config, state: State, transcodes: Transcodes) -> None:
+    while True:
+        with contextlib.suppress(GroundswellError):  # A full disk is reported where it is met.
+            await transcodes.sweep()
+            await asyncio.to_thread(state.blobs.sweep, config.limits.blob_keep_s)
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+
+async def _watch_fleet(relay: Relay, metrics: Metrics) -> None:
+    while True:
+        nodes: dict[str, int] = {}
+        engines: dict[str, int] = {}
+        running = 0
+        for view in relay.nodes():
+            node_state = "draining" if view.report.draining else "up" if view.age_s < 10 else "silent"
+            nodes[node_state] = nodes.get(node_state, 0) + 1
+            for engine in view.report.engines:
+                engine_state = "up" if engine.healthy else "down"
+                engines[engine_state] = engines.get(engine_state, 0) + 1
+                running += engine.running
+        metrics.fleet(relay.queued, running, nodes, engines)
+        await asyncio.sleep(FLEET_EVERY_S)
+
+
+def _fields(seen: Seen) -> dict[str, Any]:
+    return {
+        "request_id": seen.request_id, "method": seen.method, "route": seen.route, "status": seen.status,
+        "seconds": round(seen.seconds, 4), "tenant": seen.tenant, "key_id": seen.key_id, "code": seen.code,
+    }  # fmt: skip
+
+
+def _end_process(error: GroundswellError) -> None:
+    """The store cannot write any more: what is not committed is not acknowledged, so stop and recover."""
+    _log.critical("the store is broken, stopping", extra={"code": error.code, "error_message": error.message})
+    os.kill(os.getpid(), signal.SIGTERM)

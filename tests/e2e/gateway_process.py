@@ -1,0 +1,107 @@
+"""A real gateway in a process of its own, as `groundswell gateway` starts it, for the end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+STARTS_S = 60.0
+
+
+@dataclass
+class GatewayProcess:
+    """``url`` without a path; ``key`` has every scope."""
+
+    process: subprocess.Popen[str]
+    url: str
+    key: str
+    folder: Path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=60, trust_env=False)
+
+    def engines(self, name: str) -> list[psutil.Process]:
+        """The processes of its engines of one kind, found among its children."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            try:
+                if name in child.cmdline():
+                    found.append(child)
+            except psutil.Error:  # It ended in between.
+                continue
+        return found
+
+    def wait_for_model(self, model: str, engines: int = 1) -> None:
+        """Until so many healthy engines offer ``model``."""
+        deadline = time.monotonic() + STARTS_S
+        with self.client() as client:
+            while time.monotonic() < deadline:
+                nodes = client.get("/v1/nodes").json()["data"]
+                offers = sum(
+                    one["model"] == model
+                    for node in nodes
+                    for engine in node["engines"]
+                    if engine["healthy"]
+                    for one in engine["models"]
+                )
+                if offers >= engines:
+                    return
+                time.sleep(0.05)
+        raise AssertionError(f"{model} did not appear on {engines} engines: {nodes}")
+
+    def kill(self) -> None:
+        """As a power cut for this process: SIGKILL, and its engines go with it."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Ctrl-C; the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def gateway_process(
+    folder: Path, settings: str = "", options: Sequence[str] = (), port: int = 0
+) -> Iterator[GatewayProcess]:
+    """Run a gateway on ``folder`` until the block ends. ``settings`` is the text of its TOML file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "groundswell.toml"
+    file.write_text(settings)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GROUNDSWELL_")}
+    env |= {"GROUNDSWELL_DATA": str(folder / "data"), "GROUNDSWELL_CONFIG": str(file)}
+    command = [sys.executable, "-m", "groundswell", "gateway", "--port", str(port), *options]
+    log = (folder / "log.jsonl").open("a")
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening "), (line, (folder / "log.jsonl").read_text()[-2000:])
+        profile = json.loads((folder / "data" / "profile.json").read_text())
+        yield GatewayProcess(process, profile["base_url"], profile["api_key"], folder)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+        log.close()

@@ -36,6 +36,7 @@ from groundswell.core.lease import Entry, Lease
 from groundswell.core.membership import AttemptKey, Change, Engine, Members, Node, Seat, Standing
 from groundswell.core.outliers import Outliers
 from groundswell.core.pace import Paces
+from groundswell.core.reconcile import Findings, reconcile
 from groundswell.core.routing import OUTPUT_EXPECTED, Ask, PoolKey, Router, fits, need_of, pool_keys
 from groundswell.core.timers import NEVER, Timers
 from groundswell.core.verdict import Verdict, judge
@@ -46,7 +47,6 @@ from groundswell.model.node import NodeReport
 from groundswell.model.work import Kind, Work, WorkState
 
 ACCEPT_S: Final = 2.0  # An offer without an answer for so long never arrived.
-EVIDENCE_S: Final = 1.0  # A report says something about a message only if that was sent this much earlier.
 FIRST_MIN_S, FIRST_MAX_S = 4.0, 60.0  # First output: 4x the predicted TTFT + 2 s, within these.
 GAP_MIN_S, GAP_MAX_S = 2.0, 4.0  # Between frames: 10x the stream's own median gap, within these.
 WHOLE_MIN_S, WHOLE_MAX_S = 60.0, 900.0  # Not streamed: 4x the predicted completion + 30 s, within these.
@@ -728,57 +728,26 @@ class Dispatcher:
         listed = set(report.attempts)
         running = {one.engine_id: one.running for one in report.engines}
         self._reseat(change)
-        lost = self._restarted(now_s, change, listed)
-        node = self.members.nodes[report.node_id]
-        for engine in node.engines.values():
+        lost: list[Lease] = []
+        for engine in self.members.nodes[report.node_id].engines.values():
             ours = sum(1 for key in engine.held if key in listed)
             engine.others = max(0, running[engine.engine_id] - ours)
-            lost += self._reconcile(now_s, engine, listed, effects)
+            restarted = engine in change.restarted
+            found = reconcile(now_s, engine, listed, self._lease, restarted=restarted)
+            lost += self._found(found, report.node_id, effects)
         self._lose(now_s, change, lost, effects)
         for key in report.attempts:
             if key not in self._slots and key[0].startswith(self._id_prefix):
                 effects.append(Send(report.node_id, Withdraw(*key)))
 
-    def _restarted(self, now_s: float, change: Change, listed: set[AttemptKey]) -> list[Lease]:
-        """What an engine's earlier process took with it: all that the new report does not list, except for
-        offers that may still be on their way."""
-        lost = []
-        for engine in change.restarted:
-            for key in list(engine.held):
-                lease = self._lease(*key)
-                if key in listed:
-                    if lease is not None:
-                        lease.identity = engine.identity
-                elif lease is None:
-                    self._release(key)
-                elif lease.accepted or now_s - lease.offered_s > EVIDENCE_S:
-                    lost.append(lease)
-                    self._release(key)
-        return lost
-
-    def _reconcile(
-        self, now_s: float, engine: Engine, listed: set[AttemptKey], effects: list[Effect]
-    ) -> list[Lease]:
-        """Compare what we think runs there with what the node says; what is lost is returned."""
-        lost = []
-        for key, withdrawn_s in list(engine.held.items()):
-            lease = self._lease(*key)
-            if lease is not None:
-                if key in listed:
-                    lease.missing = 0
-                    if not lease.accepted:
-                        self._mark_accepted(lease)
-                elif lease.accepted and now_s - lease.offered_s > EVIDENCE_S:
-                    lease.missing += 1
-                    if lease.missing >= 2:
-                        lost.append(lease)
-                        self._release(key)
-            elif now_s - withdrawn_s > EVIDENCE_S:
-                if key in listed:
-                    effects.append(Send(engine.node.node_id, Withdraw(*key)))
-                else:
-                    self._release(key)
-        return lost
+    def _found(self, found: Findings, node_id: str, effects: list[Effect]) -> list[Lease]:
+        """Act on what a report showed; what is lost is left for the caller to move."""
+        for key in found.freed:
+            self._release(key)
+        for lease in found.running:
+            self._mark_accepted(lease)
+        effects += [Send(node_id, Withdraw(*key)) for key in found.repeat]
+        return found.lost
 
     def _changed(self, now_s: float, change: Change, effects: list[Effect]) -> None:
         """Take a change of membership over that no report brought."""

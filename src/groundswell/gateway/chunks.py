@@ -20,10 +20,12 @@ from groundswell.model.work import Kind
 
 DONE = b"data: [DONE]\n\n"
 
-_ODD = re.compile(
-    rb'\[DONE\]|"(?:usage|timings|__verbose|prompt_token_ids|token_ids|kv_transfer_params|prompt_logprobs'
-    rb'|stop_reason|matched_stop|hidden_states|error)"\s*:\s*(?!null)'
+_PRIVATE_NAMES = (
+    rb"timings|__verbose|prompt_token_ids|token_ids|kv_transfer_params|prompt_logprobs|stop_reason"
+    rb"|matched_stop|hidden_states"
 )
+_ODD = re.compile(rb'\[DONE\]|"(?:usage|error|' + _PRIVATE_NAMES + rb')"\s*:\s*(?!null)')
+_PRIVATE = re.compile(rb'"(?:' + _PRIVATE_NAMES + rb')"\s*:')
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _BETWEEN_EVENTS = re.compile(rb"\r?\n\r?\n")
 _TOP = frozenset({"id", "object", "created", "model", "choices", "system_fingerprint", "service_tier"})
@@ -69,8 +71,8 @@ def text_of(event: Event) -> str:
 
 
 def has_private(data: bytes) -> bool:
-    """Whether the bytes hold a field that only engines know (or one that must be looked at)."""
-    return _ODD.search(data) is not None
+    """Whether the bytes hold a field that only engines know."""
+    return _PRIVATE.search(data) is not None
 
 
 class Chunks:

@@ -77,6 +77,8 @@ def event(error: GroundswellError) -> bytes:
 def headers(error: GroundswellError) -> Headers:
     """The headers that belong to an error, besides its request id and length."""
     lines: Headers = [(b"content-type", b"application/json")]
+    if error.status == 401:
+        lines.append((b"www-authenticate", b"Bearer"))
     if not error.retry:
         lines.append((b"x-should-retry", b"false"))
         return lines
@@ -92,6 +94,8 @@ def from_finish(finish: Finish, model: str, error: GroundswellError | None) -> G
     """The client's error for a work that did not end as done. ``error`` is the last attempt's own, if any."""
     make = _BY_REASON.get(finish.reason)
     if make is None:
+        if error is not None and error.code == finish.reason:
+            return error  # The gateway itself gave up on this request, and says why.
         return InternalError(
             "The request ended for a reason that has no name. This is a defect of the server."
         )
@@ -167,6 +171,10 @@ def _cancelled(_finish: Finish, _model: str, _error: GroundswellError | None) ->
     return Overloaded("The request was cancelled before it finished.", code=Reason.CANCELLED)
 
 
+def _shutting_down(_finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
+    return Overloaded("This server is shutting down.", code="shutting_down", retry_after_s=2.0)
+
+
 _BY_REASON: dict[str, Callable[[Finish, str, GroundswellError | None], GroundswellError]] = {
     Reason.UNKNOWN_MODEL: _unknown_model,
     Reason.NO_NODE: _no_node,
@@ -177,4 +185,5 @@ _BY_REASON: dict[str, Callable[[Finish, str, GroundswellError | None], Groundswe
     Reason.NOT_RESUMABLE: _not_resumable,
     Reason.POISON: _poison,
     Reason.CANCELLED: _cancelled,
+    "shutting_down": _shutting_down,
 }

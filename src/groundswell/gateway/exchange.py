@@ -149,7 +149,7 @@ def _public_answer(data: bytes, work: Work, finish: Finish) -> bytes:
     try:
         answer = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         answer = {key: value for key, value in answer.items() if key in _ANSWER_KEYS}
-        if chunks.has_private(data) and "choices" in answer:
+        if "choices" in answer and chunks.has_private(answer["choices"]):
             choices = msgspec.json.decode(answer["choices"], type=list[dict[str, msgspec.Raw]])
             kept = [
                 {key: value for key, value in choice.items() if key in _CHOICE_KEYS} for choice in choices

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
+from groundswell import telemetry
 from groundswell.gateway import errors
 from groundswell.model.errors import (
     BadRequest,
@@ -246,6 +247,7 @@ class _Call:
         began_s = time.monotonic()
         headers = dict(self._scope["headers"])
         self._id = request_id(headers.get(b"x-request-id"))
+        telemetry.request_id.set(self._id)
         route, caller = "", NOBODY
         try:
             route, wanted, caller = await self._guard.authorise(self._scope, headers)

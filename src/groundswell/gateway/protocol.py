@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from groundswell.gateway import errors
 from groundswell.gateway.errors import HeadersTooLarge, RequestTimeout, UnsupportedMedia, UriTooLong
 from groundswell.gateway.hot import HotCycle, HotPaths
-from groundswell.gateway.pipeline import request_id, too_large
+from groundswell.gateway.pipeline import Seen, request_id, too_large
 from groundswell.model.errors import BadRequest, GroundswellError
 
 MIB = 1 << 20
@@ -414,11 +414,13 @@ class GatewayProtocol(HttpToolsProtocol):
     def _write_refusal(self, error: GroundswellError) -> None:
         body = errors.body(error)
         asked = dict(self.headers).get(b"x-request-id") if self.headers else None
+        ident = request_id(asked)
+        self._hot.observe(Seen(ident, "", "(refused)", error.status, 0.0, code=error.code))
         lines = [
             *self.server_state.default_headers,
             *errors.headers(error),
             (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", request_id(asked).encode()),
+            (b"x-request-id", ident.encode()),
             (b"connection", b"close"),
         ]
         head = b"".join([STATUS_LINE[error.status], *(b"%b: %b\r\n" % line for line in lines), b"\r\n"])
@@ -431,6 +433,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._deaf = True
         self._held.clear()
+        self.pipeline.clear()
         if not self._open and not self.flow.read_paused:
             self.transport.close()
             return

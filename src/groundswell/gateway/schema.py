@@ -31,6 +31,7 @@ Bias = Annotated[dict[TokenName, Annotated[float, Meta(ge=-100, le=100)]], Meta(
 Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=16)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
+COMPLETION_TOKENS = 16
 SCHEMA_BYTES_MAX = 64 << 10
 SCHEMA_DEPTH_MAX = 32
 
@@ -192,6 +193,9 @@ def _check_sampling(request: ChatRequest | CompletionRequest, body: dict[str, An
         raise BadRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     if isinstance(request, CompletionRequest):
         _check_inputs(request.prompt, "prompt", strings_max=128)
+        if request.max_tokens is None:
+            # The API's default, said aloud: engines differ, and a second attempt must know what is left.
+            body["max_tokens"] = COMPLETION_TOKENS
         if request.best_of is not None and request.best_of < (request.n or 1):
             raise BadRequest("'best_of' must be at least 'n'.", param="best_of")
         if request.stream and (request.best_of or 1) > (request.n or 1):

@@ -192,3 +192,12 @@ def test_a_transcoder_is_predicted_by_its_own_pace() -> None:
     for _ in range(30):
         estimator.observe_transcode(KEY, 400_000_000, 2.0)
     assert estimator.predict_transcode_s(KEY, 100_000_000) == pytest.approx(0.5, rel=0.02)
+
+
+def test_waiting_for_a_place_is_not_taken_for_a_slow_engine() -> None:
+    """A request beyond the engine's places waits for others to end; no step was slower for that."""
+    estimator = Estimator()
+    before = estimator.predict(KEY, "cpu", 200, 100, 0, 0)
+    for _ in range(100):
+        estimator.observe(KEY, "cpu", 200, 100, 60.0, before.tpot_s, 20)
+    assert estimator.predict(KEY, "cpu", 200, 100, 0, 0).ttft_s <= before.ttft_s

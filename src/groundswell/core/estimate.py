@@ -156,10 +156,6 @@ class Estimator:
         base, prefill, sequence = self._learned.get(key, _UNKNOWN).scales
         return base, prefill, sequence
 
-    def forget(self, key: Key) -> None:
-        """Back to the prior: the engine was replaced."""
-        self._learned.pop(key, None)
-
     def _of(self, key: Key) -> _Learned:
         learned = self._learned.setdefault(key, _Learned())
         self._learned.move_to_end(key)

@@ -26,6 +26,7 @@ DONE = Finish(
     "work_1", WorkState.DONE, node_id="node-1", engine_id="builtin", usage=Usage(10, 5), attempts=2,
     continued=1, queue_wait_s=0.01, ttft_s=0.2,
 )  # fmt: skip
+FIRST_MODEL_OUTPUT = {"model": "model-0", "direction": "output"}
 
 
 def test_a_finished_work_is_counted_everywhere_it_belongs() -> None:
@@ -68,11 +69,14 @@ def test_the_page_shows_requests_fleet_store_and_jobs() -> None:
 def test_clients_cannot_fill_the_memory_with_labels() -> None:
     """A model or path that somebody invents must not become a time series."""
     metrics = Metrics()
+    for i in range(telemetry.LABEL_VALUES_MAX):  # None of these may use up the bound for models that exist.
+        invented = Work(f"w{i}", Kind.CHAT, f"invented-{i}", "acme", 60.0)
+        metrics.finished(invented, Finish(f"w{i}", WorkState.REFUSED, "model_not_found"), 0.0)
     for i in range(telemetry.LABEL_VALUES_MAX * 3):
         work = Work(f"w{i}", Kind.CHAT, f"model-{i}", "acme", 60.0)
         metrics.finished(work, DONE, 1.0)
-        metrics.finished(work, Finish(f"w{i}", WorkState.REFUSED, "model_not_found"), 0.0)
         metrics.http(f"/path/{i}", 404, 0.0)
+    assert metrics.registry.get_sample_value("groundswell_tokens_total", FIRST_MODEL_OUTPUT) == 5
     for label in ("model", "endpoint"):
         values = {
             sample.labels[label] for family in metrics.registry.collect() for sample in family.samples

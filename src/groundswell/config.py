@@ -24,7 +24,13 @@ from groundswell.model.money import Price
 
 ENVIRONMENT_PREFIX = "GROUNDSWELL_"
 # Read by the command line as a client of a gateway, or before there is a configuration; no settings.
-OTHER_VARIABLES = ("GROUNDSWELL_CONFIG", "GROUNDSWELL_API_KEY", "GROUNDSWELL_URL", "GROUNDSWELL_PROFILE")
+OTHER_VARIABLES = (
+    "GROUNDSWELL_CONFIG",
+    "GROUNDSWELL_API_KEY",
+    "GROUNDSWELL_URL",
+    "GROUNDSWELL_PROFILE",
+    "GROUNDSWELL_PARENT_PID",  # Given to engine processes, so that they end with their node.
+)
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]

@@ -40,7 +40,7 @@ from groundswell.engines.openai_app import (
     TokenLogprob,
 )
 from groundswell.engines.server import Cut, Request, serve
-from groundswell.model.errors import BadRequest, NotFound, UpstreamError
+from groundswell.model.errors import BadRequest, GroundswellError, NotFound, UpstreamError
 
 OUTPUT_TOKENS_MEAN = 200  # a text ends by itself with this chance, one in so many, at each token
 CANDIDATES = 24  # how many words compete at each place; penalties and biases choose among them
@@ -358,14 +358,19 @@ def serve_emulated(options: EmulatedOptions) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m groundswell.engines.emulated``: the same as ``groundswell serve emulated``."""
-    parser = argparse.ArgumentParser(prog="groundswell serve emulated", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="groundswell serve emulated", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--profile", default="h100-8b", choices=sorted(PROFILES))
     parser.add_argument("--speed", type=float, default=1.0)
     parser.add_argument("--slots", type=int, default=0)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    return serve_emulated(EmulatedOptions(**vars(parser.parse_args(arguments))))
+    try:
+        return serve_emulated(EmulatedOptions(**vars(parser.parse_args(arguments))))
+    except GroundswellError as error:
+        parser.error(error.message)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,10 @@ class _Sequence:
 
     def _again(self) -> bytes:
         """Go through one token of the prefix; the bytes by which it reaches beyond the prefix, if any."""
-        token, surplus = self._replay.take(self._sampler.draw(self._logits(), self._position, may_end=False))
+        # The first run could end here too: its draw was among all tokens. (A min_tokens that is over now, and
+        # was not then, is the one thing that cannot be known.)
+        may_end = not self._request.min_tokens and not self._request.ignore_eos
+        token, surplus = self._replay.take(self._sampler.draw(self._logits(), self._position, may_end))
         self._take(token)
         return surplus
 

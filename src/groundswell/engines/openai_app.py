@@ -265,7 +265,7 @@ def _generate_request(body: _Fields, prompt: Prompt, context_tokens: int, shape:
         raise BadRequest("this engine makes one choice per request: n must be 1", param="n")
     if (body.take("response_format") or {"type": "text"}) != {"type": "text"}:
         raise BadRequest("this model has no structured output", param="response_format")
-    if body.take("tools"):
+    if body.take("tools") and body.take("tool_choice") != "none":
         raise BadRequest("this model calls no tools", param="tools")
     room = context_tokens - len(prompt.tokens)
     if room < 1:

@@ -20,7 +20,7 @@ from groundswell.model.errors import UpstreamError
 
 _log = logging.getLogger(__name__)
 
-LISTENING = re.compile(rb"\blistening (?:on )?127\.0\.0\.1:(\d{1,5})\b")
+LISTENING = re.compile(rb"\blistening (?:on )?(?:http://)?127\.0\.0\.1:(\d{1,5})\b")
 LINE_BYTES_MAX = 8 << 10  # Longer lines are cut; an engine's log is for reading.
 LINES_KEPT = 50  # The end of its log, for the message that says why it died.
 LISTEN_TIMEOUT_S = 120.0  # A model is loaded before its server listens.

@@ -783,6 +783,39 @@ def test_an_engine_that_fails_three_times_is_out_and_returns_by_one_probe() -> N
     assert pool.free == 2
 
 
+def test_a_probe_that_the_client_cancels_proves_nothing() -> None:
+    """The next work is the probe then; and a failed one sends the engine out again, for longer."""
+    desk = Desk("a", "b", "c")
+    pool = desk.machine.router.pools[(Kind.CHAT, "m")]
+    for number in range(1, 4):
+        fail(desk, "a", number)
+    tick_until(desk, 5.1)
+    for node_id in "abc":
+        desk.report(node_id)
+    probe = next(one for number in range(9) if (one := desk.start(chat(f"p{number}"))).node_id == "a")
+    free = pool.free
+    desk.step(Cancelled(probe.work_id))
+    assert pool.free == free + 1
+    while (again := desk.start(chat(f"q{free}"))).node_id != "a":
+        free += 1
+    desk.step(Ended(again.work_id, 1, 0, fault=Fault.BROKEN))
+    assert pool.available == 2
+    for second in (7.0, 9.0, 11.0, 13.0):
+        tick_until(desk, second)
+        for node_id in "abc":
+            desk.report(node_id)
+        assert pool.available == 2
+
+
+def test_the_ejection_of_an_engine_that_is_gone_ends_quietly() -> None:
+    """Its alarm may still ring."""
+    desk = Desk("a", "b", "c")
+    for number in range(1, 4):
+        fail(desk, "a", number)
+    desk.step(Left("a", 1))
+    assert offers(tick_until(desk, 5.5)) == []
+
+
 def test_never_more_than_half_of_a_models_seats_are_taken_out() -> None:
     """When everything fails, the fault is more likely the work's or ours: panic serves on."""
     desk = Desk("a", "b", "c")
@@ -814,6 +847,19 @@ def test_the_machine_forgets_what_has_ended() -> None:
     machine = desk.machine
     assert len(machine) == len(machine._slots) == machine.waiting.works == 0
     assert len(machine._timers._heap) < 300
+
+
+def test_alarms_of_one_moment_that_settle_each_other_do_nothing_twice() -> None:
+    """A node dies at the moment at which its stream stalls: the work moves once."""
+    desk = Desk("a")
+    desk.arrive(chat("w1"))
+    desk.arrive(chat("w2"))
+    desk.arrive(chat("late", deadline_s=10.0))
+    desk.at(11.0)
+    effects = desk.step(Tick())
+    assert {one.work_id for one in finishes(effects)} == {"late"}
+    assert len(withdrawals(effects)) == 2
+    assert desk.machine.state("w1") is desk.machine.state("w2") is WorkState.QUEUED
 
 
 def test_an_idle_dispatcher_does_not_want_to_be_woken() -> None:

@@ -14,6 +14,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from groundswell.engines.server import PARENT_VARIABLE
 from groundswell.model.errors import UpstreamError
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 LISTENING = re.compile(rb"\blistening (?:on )?(?:http://)?127\.0\.0\.1:(\d{1,5})\b")
 LINE_BYTES_MAX = 8 << 10  # Longer lines are cut; an engine's log is for reading.
+LINES_READ_MAX = 1000  # Of one read of a pipe: a flood is not worth the event loop's time.
 LINES_KEPT = 50  # The end of its log, for the message that says why it died.
 LISTEN_TIMEOUT_S = 120.0  # A model is loaded before its server listens.
 STOP_GRACE_S = 5.0
@@ -31,44 +33,38 @@ LOG_GRACE_S = 0.2
 class EngineProcess:
     """One run of an engine's program. It is started once; a restart is a new one.
 
-    ``argv`` is the program; it must print ``listening 127.0.0.1:PORT`` on its standard output when it
-    listens. From then on ``on_exit`` hears its exit status (negative: the signal), once, however it ended.
+    ``argv`` is the program; it must print ``listening 127.0.0.1:PORT`` when it listens. From then on
+    ``on_exit`` hears its exit status (negative: the signal), once, however it ended.
     """
 
-    def __init__(
-        self,
-        engine_id: str,
-        argv: Sequence[str],
-        on_exit: Callable[[int], None],
-    ) -> None:
+    def __init__(self, engine_id: str, argv: Sequence[str], on_exit: Callable[[int], None]) -> None:
         self.engine_id = engine_id
         self.pid = 0
         self._argv = list(argv)
         self._on_exit = on_exit
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._port: asyncio.Future[int] | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._ended = asyncio.Event()
 
     async def start(self, timeout_s: float = LISTEN_TIMEOUT_S) -> int:
         """Start it and wait until it listens; its port.
 
         Raises ``UpstreamError`` when it cannot be started, ends first, or takes too long; it is gone then."""
-        self._port = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._port = loop.create_future()
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            await loop.subprocess_exec(
+                lambda: _Pipes(self),
                 *self._argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
                 env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
-                limit=LINE_BYTES_MAX,
             )
         except OSError as error:
             raise UpstreamError(f"engine {self.engine_id} cannot be started: {error.strerror}") from error
-        self.pid = self._process.pid
-        self._watcher = asyncio.create_task(self._watch(self._process))
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(self._port)
@@ -84,7 +80,7 @@ class EngineProcess:
     @property
     def alive(self) -> bool:
         """Whether it has been started and has not ended."""
-        return self._process is not None and self._process.returncode is None
+        return self.pid != 0
 
     @property
     def log_tail(self) -> str:
@@ -93,9 +89,10 @@ class EngineProcess:
 
     async def ends_within(self, timeout_s: float) -> bool:
         """Wait so long for it to end by itself; whether it has."""
-        if self._watcher is not None:
-            await asyncio.wait([self._watcher], timeout=timeout_s)
-        return not self.alive
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
+        return self._ended.is_set()
 
     def kill(self) -> None:
         """SIGKILL to all of it, now. A stopped process dies of this, too."""
@@ -103,54 +100,45 @@ class EngineProcess:
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Ask it to end, then make it; returns when it is gone. Idempotent."""
-        if self._watcher is None:
+        if self._transport is None:
             return
         try:
             if grace_s > 0 and self.alive:
                 self._signal(signal.SIGTERM)
-                await asyncio.wait([self._watcher], timeout=grace_s)
+                await self.ends_within(grace_s)
         finally:
             self.kill()
-        await asyncio.wait([self._watcher])
+        await self._ended.wait()
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # All of it is gone.
-                os.killpg(self.pid, number)
+    # --- what its pipes tell ---
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Read what it writes until it ends, then clear away what it left."""
-        assert process.stdout is not None
-        assert process.stderr is not None
-        readers = asyncio.gather(self._read(process.stdout), self._read(process.stderr))
-        status = await process.wait()
-        self.kill()  # What it started and did not end; it holds the pipes open as well.
+    def began(self, transport: asyncio.SubprocessTransport) -> None:
+        self._transport = transport
+        self.pid = transport.get_pid()
+
+    def exited(self) -> None:
+        """It ended: clear away what it started and left behind, which holds the pipes open as well."""
+        self.kill()
         self.pid = 0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOG_GRACE_S):  # A stray child in a session of its own may hold a pipe.
-                await readers
+        # A stray child in a session of its own is out of our reach; its pipe is not waited for.
+        asyncio.get_running_loop().call_later(LOG_GRACE_S, self._close)
+
+    def closed(self) -> None:
+        """It ended and everything that it wrote was read."""
         assert self._port is not None
-        if not self._port.done():
-            self._port.set_exception(
-                UpstreamError(f"engine {self.engine_id} {_how(status)} before it listened{self._why()}")
-            )
-            self._port.exception()  # Nobody may be waiting for it any more.
-        else:
+        assert self._transport is not None
+        status = self._transport.get_returncode() or 0
+        self._transport.close()
+        self._ended.set()
+        if self._port.done():
             self._on_exit(status)
+            return
+        self._port.set_exception(
+            UpstreamError(f"engine {self.engine_id} {_how(status)} before it listened{self._why()}")
+        )
+        self._port.exception()  # Nobody may be waiting for it any more.
 
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                line = await stream.readuntil(b"\n")
-            except asyncio.LimitOverrunError:
-                line = await stream.read(LINE_BYTES_MAX)
-            except asyncio.IncompleteReadError as error:
-                line = error.partial
-                if not line:
-                    return
-            self._heard(line)
-
-    def _heard(self, line: bytes) -> None:
+    def wrote(self, line: bytes) -> None:
         if self._port is not None and not self._port.done():
             found = LISTENING.search(line)
             if found is not None:
@@ -160,8 +148,42 @@ class EngineProcess:
             self._lines.append(text)
             _log.debug("engine log", extra={"engine_id": self.engine_id, "line": text})
 
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # All of it is gone.
+                os.killpg(self.pid, number)
+
     def _why(self) -> str:
         return f": {self._lines[-1]}" if self._lines else ""
+
+
+class _Pipes(asyncio.SubprocessProtocol):
+    """Cuts what a process writes into lines. asyncio's own Process hears of its end only after its pipes'."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        self._process = process
+        self._rest: dict[int, bytes] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._process.began(cast(asyncio.SubprocessTransport, transport))
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        *lines, rest = (self._rest.pop(fd, b"") + data).split(b"\n")
+        for line in lines[-LINES_READ_MAX:]:
+            self._process.wrote(line[:LINE_BYTES_MAX])
+        self._rest[fd] = rest[:LINE_BYTES_MAX]
+
+    def process_exited(self) -> None:
+        self._process.exited()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for rest in self._rest.values():
+            self._process.wrote(rest)
+        self._process.closed()
 
 
 def _how(status: int) -> str:

@@ -515,7 +515,7 @@ async def test_a_real_llama_cpp_server_is_probed_and_continued(llama_model: Path
         (model,) = info.capabilities
         assert (model.model, model.context_tokens, model.continuation) == ("m", 1024, Continuation.TEXT)
         for kind, base in ((Kind.CHAT, CHAT), (Kind.COMPLETION, {"prompt": "Groundswell turns any set of"})):
-            body = {**base, "temperature": 0, "stream": True}
+            body = {**base, "temperature": 0, "stream": True, "ignore_eos": True}
             whole = await run(engine, {**body, "max_tokens": 40}, kind)
             assert whole.end is not None
             assert whole.end[1] is None

@@ -32,6 +32,7 @@ UNHEARD_S = 10.2  # A node is dead after 10 s without a heartbeat.
 IDLE_S = 3.5
 DEADLINE_S = 0.2
 POISON_NODES = 2
+POISONED_S = 5.0  # An engine that was killed is in trouble until it has been started again.
 
 Stray = tuple[str, str, int]  # node id, work id, attempt
 Streams = Mapping[str, list[tuple[str, str, int]]]
@@ -62,6 +63,10 @@ class Checks:
         """From now on, what this machine says about usage proves nothing."""
         self.places[node_id].lied = True
 
+    def called_back(self, message: Withdraw, node_id: str, generation: int) -> None:
+        """A withdrawal has reached the machine; from now on the attempt must not begin there."""
+        self._begun.add((message.work_id, message.attempt, node_id, generation))
+
     def began(self, offer: Offer, node_id: str, generation: int, running: int, slots: int) -> None:
         """An attempt is put on its engine, which now runs this many."""
         if running > slots:
@@ -74,15 +79,27 @@ class Checks:
         self._begun.add(key)
         work = self.works[offer.work_id]
         self._serves(work, node_id, offer)
-        work.begun_on.add(node_id)
-        if work.plan.poison and len(work.begun_on) > POISON_NODES:
-            raise Violation("poison", f"{offer.work_id} has struck {sorted(work.begun_on)}")
+
+    def struck(self, offer: Offer, node_id: str) -> None:
+        """A poison work has killed its engine. Attempts that were called back too late cannot be helped."""
+        work = self.works[offer.work_id]
+        self.excuse(node_id, self.now_s + POISONED_S)
+        if work.finish is None and work.offer is not None and work.offer.attempt == offer.attempt:
+            work.struck.add(node_id)
+        if len(work.struck) > POISON_NODES:
+            raise Violation("poison", f"{offer.work_id} has struck {sorted(work.struck)}")
 
     # --- what the gateway hears ---
 
     def arrived(self, plan: WorkPlan) -> None:
         """A work is handed to the dispatcher."""
         self.works[plan.work.id] = Watched(plan, self.now_s)
+
+    def queue_holds(self) -> None:
+        """After each arrival: what waits and was never offered is within the bound that was set."""
+        waiting = sum(1 for work in self.works.values() if work.finish is None and work.offer is None)
+        if waiting > self._scenario.queue_works_max:
+            raise Violation("queue bound", f"{waiting} works wait, {self._scenario.queue_works_max} may")
 
     def cancelled(self, work_id: str) -> None:
         """The client goes away."""
@@ -123,6 +140,7 @@ class Checks:
         if work.offer is None or work.offer.attempt != message.attempt:
             return
         work.heard_s = self.now_s
+        work.ended = work.ended or isinstance(message, Ended)
         if isinstance(message, Refused) or (isinstance(message, Ended) and message.fault is not None):
             work.release(self.now_s)
         if isinstance(message, Ended) and message.fault in (Fault.BROKEN, Fault.LOST):
@@ -152,7 +170,7 @@ class Checks:
         self._serves(work, node_id, offer)
         self._resumes(work, offer)
         work.offer, work.offered_s, work.heard_s = offer, now_s, now_s
-        work.index, work.let_go, work.noticed_s = 0, False, None
+        work.index, work.let_go, work.noticed_s, work.ended = 0, False, None, False
 
     def withdrew(self, message: Withdraw) -> None:
         """An attempt is called back."""
@@ -251,7 +269,8 @@ class Checks:
         bound_s = SILENCE_S if work.text else SILENCE_FIRST_S
         if work.plan.work.streaming and not work.paused and silent_s > bound_s:
             raise Violation("silence", f"{work_id} has heard nothing for {silent_s:.1f} s and stays")
-        if work.noticed_s is not None and work.noticed_s < self.now_s:
+        # An end that overtook its last frames waits for them a little, wherever its node has gone.
+        if work.noticed_s is not None and work.noticed_s < self.now_s and not work.ended:
             raise Violation("lost work moves", f"{work_id} stays on a node that is known to be gone")
 
     def _idle(self, work: Watched, since_s: float) -> str:

@@ -69,7 +69,7 @@ class Engine:
         self.streams: dict[tuple[str, int], Stream] = {}
         self._holds = 0
         self.erring = False
-        self.on_poison: Callable[[], None] = lambda: None
+        self.on_poison: Callable[[Offer], None] = lambda offer: None
 
     @property
     def hung(self) -> bool:
@@ -131,7 +131,7 @@ class Engine:
             self._end(stream, task.fault or Fault.BROKEN)
             return
         if task.kills:
-            self.on_poison()
+            self.on_poison(stream.offer)
             return
         if stream.position >= task.length:
             self._end(stream, None)

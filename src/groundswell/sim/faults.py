@@ -160,8 +160,8 @@ def _crash(chance: Random, engines: Engines, at_s: float) -> Trouble:
         _node(chance, engines),
         at_s,
         down_s=chance.choice((0.1, 1.0, 5.0, 15.0)),
-        noticed_s=chance.choice((None, 0.0, 0.2, 3.0)),
-        ghost_s=chance.choice((0.0, 0.0, 2.0, 12.0)),
+        noticed_s=chance.choice((None, 0.0, 0.2, 3.0, 3.0)),
+        ghost_s=chance.choice((0.0, 0.0, 4.0, 15.0)),
     )
 
 

@@ -12,7 +12,7 @@ from random import Random
 
 from groundswell.core import agent as brain
 from groundswell.core.dispatch import Left
-from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refused, ToNode
+from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refused, ToNode, Withdraw
 from groundswell.model.money import Usage
 from groundswell.model.node import NodeReport
 from groundswell.sim.checks import Checks
@@ -68,6 +68,8 @@ class Life:
         if self.frozen:
             self._backlog.append((message, task))
             return
+        if isinstance(message, Withdraw):
+            self._setting.checks.called_back(message, self._plan.node_id, self.generation)
         if task is not None:
             self._tasks.setdefault((message.work_id, message.attempt), task)
         self.step(message)
@@ -205,18 +207,22 @@ class Life:
             self._setting.clock.after(0.1, self._booted, plan, generation)
             return
         engine = Engine(self._setting.clock, plan.gap_s, plan.prefill_s, self._frame, self._end)
-        engine.on_poison = lambda: self.poisoned(plan.engine_id)
+        engine.on_poison = self._poisoned
         self.engines[plan.engine_id] = engine
         self.step(brain.EngineUp(plan.engine_id, plan.slots, plan.capabilities))
 
-    def poisoned(self, engine_id: str) -> None:
+    def _poisoned(self, offer: Offer) -> None:
         """A work that no engine survives has been run."""
-        self._setting.checks.excuse(self._plan.node_id, self._setting.clock.now_s + 3.0)
-        self.crash_engine(engine_id)
+        checks = self._setting.checks
+        checks.now_s = self._setting.clock.now_s
+        checks.struck(offer, self._plan.node_id)
+        self.crash_engine(offer.engine_id)
 
     def _frame(self, offer: Offer, frame: Frame) -> None:
         key = (offer.work_id, offer.attempt)
-        index = self._frames[key]
+        index = self._frames.get(key)
+        if index is None:
+            return  # Its end was said; what an engine still emits goes nowhere.
         self._frames[key] = index + 1
         self._up.send(Output(*key, index, frame.counted, frame.resumable), frame)
 
@@ -224,7 +230,7 @@ class Life:
         key = (offer.work_id, offer.attempt)
         times = self.lie.usage_times if self.lie is not None else 1
         usage = Usage(output_tokens=produced * times if offer.kind in TEXT else 0)
-        self.step(Ended(*key, frames=self._frames[key], usage=usage, fault=fault))
+        self.step(Ended(*key, frames=self._frames.get(key, 0), usage=usage, fault=fault))
 
     def _told(self, report: NodeReport) -> NodeReport:
         """The report as this machine tells it, which is not always what its agent said."""

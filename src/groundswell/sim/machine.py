@@ -25,6 +25,7 @@ from groundswell.sim.scenario import NodePlan
 
 # For this long after a trouble its late consequences (missed heartbeats, held messages) excuse a machine.
 AFTERMATH_S = 4.0
+HELLO_S = 0.1  # A new life's first report has arrived by then; its engines take at least as long to start.
 
 
 class Machine:
@@ -61,7 +62,9 @@ class Machine:
         ends_s = clock.now_s
         match trouble:
             case Crash():
-                ends_s = self._crash(trouble)
+                # What begins on the next life has no excuse in the death, or the ghost, of the last one.
+                setting.checks.excuse(self.plan.node_id, self._crash(trouble) + HELLO_S)
+                return
             case Drain():
                 ends_s = self._calm_s
                 if self.life is not None and not self.life.frozen:
@@ -96,7 +99,7 @@ class Machine:
         setting = self._setting
         setting.log("", f"start {self.plan.node_id} generation {self._generation}")
         if self._generation > 1:
-            setting.checks.excuse(self.plan.node_id, setting.clock.now_s + AFTERMATH_S)
+            setting.checks.excuse(self.plan.node_id, setting.clock.now_s + HELLO_S)
         up = Link(setting.clock, setting.chance, self._up, self._hear_at_gateway)
         self.life = life = Life(setting, self.plan, self._generation, up)
         self._to_life = Link(setting.clock, setting.chance, self._down, life.hear)

@@ -69,6 +69,7 @@ class Scenario:
     nodes: tuple[NodePlan, ...]
     works: tuple[WorkPlan, ...]
     troubles: tuple[Trouble, ...]
+    queue_works_max: int
     calm_s: float
 
     def summary(self) -> str:
@@ -89,7 +90,9 @@ def draw_scenario(seed: int) -> Scenario:
     nodes = tuple(_draw_node(chance, index, models, calm_s) for index in range(chance.randint(1, 5)))
     works = _draw_works(chance, models, nodes, calm_s)
     engines = {node.node_id: [engine.engine_id for engine in node.engines] for node in nodes}
-    return Scenario(seed, nodes, works, draw_troubles(chance, engines, calm_s), calm_s)
+    return Scenario(
+        seed, nodes, works, draw_troubles(chance, engines, calm_s), chance.choice((2, 6, 1000)), calm_s
+    )
 
 
 def _draw_node(chance: Random, index: int, models: tuple[str, ...], calm_s: float) -> NodePlan:
@@ -172,7 +175,7 @@ def _draw_work(
         else chance.choice((Kind.CHAT,) * 6 + (Kind.COMPLETION, Kind.EMBEDDING))
     )
     text = kind in TEXT
-    length = chance.randint(1, 30) if text else chance.randint(1, 4)
+    length = chance.randint(1, chance.choice((8, 30, 30, 60))) if text else chance.randint(1, 4)
     work = Work(
         id=work_id,
         kind=kind,
@@ -197,8 +200,10 @@ def _draw_work(
         prompt=chance.getrandbits(64),
         length=length,
         frame_tokens=chance.choice((1, 1, 2, 4)),
-        cancel_after_s=chance.uniform(0.0, 3.0) if chance.random() < cancelling else None,
-        pause_s=_draw_pause(chance, arrives_s, calm_s) if chance.random() < 0.08 else None,
+        cancel_after_s=chance.uniform(0.0, chance.choice((0.1, 0.5, 4.0)))
+        if chance.random() < cancelling
+        else None,
+        pause_s=_draw_pause(chance, arrives_s, calm_s) if work.streaming and chance.random() < 0.1 else None,
         unresumable_from=chance.randint(1, length) if chance.random() < 0.1 else length + 1,
         fault=fault,
         poison=chance.random() < poison,

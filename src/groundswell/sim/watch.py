@@ -35,7 +35,8 @@ class Watched:
         self.text: list[int] = []
         self.fingerprint = ""
         self.reference: list[int] = []
-        self.begun_on: set[str] = set()
+        self.struck: set[str] = set()
+        self.ended = False
         self.finish: Finish | None = None
 
     @property

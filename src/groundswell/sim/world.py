@@ -66,7 +66,7 @@ class World:
         self._hash = blake2b(digest_size=16)
         self._events = 0
         self._log: list[str] | None = [] if log else None
-        self._dispatcher = brain.Dispatcher()
+        self._dispatcher = brain.Dispatcher(queue_works_max=scenario.queue_works_max)
         self._wake_s: float | None = None
         self._frames: dict[tuple[str, int, int], Frame] = {}
         setting = Setting(self.clock, self._chance, self.checks, self._say, self._left)
@@ -119,6 +119,7 @@ class World:
             self.clock.at(plan.pause_s[0], self._flow, plan.work.id, True)
             self.clock.at(plan.pause_s[1], self._flow, plan.work.id, False)
         self._step(brain.Arrived(plan.work, self._chance.getrandbits(64)))
+        self.checks.queue_holds()
 
     def _flow(self, work_id: str, paused: bool) -> None:
         """A client stops reading, or reads on."""

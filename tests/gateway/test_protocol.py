@@ -111,6 +111,7 @@ async def test_what_is_not_clean_http_is_refused_and_the_connection_closed(
     answer = await gateway.raw(request_bytes + smuggled)
     assert refused(answer) == wanted
     assert b"connection: close" in answer
+    assert gateway.seen[-1].status == wanted[0]
     assert gateway.script.works == []
 
 
@@ -205,6 +206,13 @@ async def test_data_sent_during_an_answer_waits_and_a_disconnect_is_still_seen(g
     assert len(script.works) == 1
     writer.close()
     await asyncio.wait_for(script.was_cancelled.wait(), 1)
+
+
+async def test_nothing_runs_that_came_behind_a_request_to_close(gateway: Gateway) -> None:
+    """The client said that it would not send more; what is there all the same is somebody else's."""
+    data = await gateway.raw(post(auth=b"", extra=b"Connection: close\r\n") + post() + post())
+    assert refused(data) == (401, "invalid_api_key")
+    assert gateway.script.works == []
 
 
 async def test_the_next_request_on_a_kept_connection_is_served(gateway: Gateway) -> None:

@@ -59,7 +59,6 @@ _SINGLETONS = frozenset(
      b"x-api-key", b"x-request-id", b"origin", b"idempotency-key", b"expect"}
 )  # fmt: skip
 _HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?\Z")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
 class GatewayProtocol(HttpToolsProtocol):

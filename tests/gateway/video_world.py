@@ -77,7 +77,7 @@ class VideoWorld:
             return None
 
         pipeline = Pipeline(None)
-        operations = Operations(self.relay.nodes, lambda: (b"", "text/plain"), nothing, nothing)
+        operations = Operations(self.relay.nodes, lambda: 0, lambda: (b"", "text/plain"), nothing, nothing)
         return Server(
             application(operations, pipeline, table), TextPaths(self.relay, pipeline).paths, drain_s=2
         )

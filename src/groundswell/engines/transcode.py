@@ -28,7 +28,7 @@ import msgspec
 
 from groundswell.engines import server
 from groundswell.media import encode, fmp4
-from groundswell.media.encode import Task, ffmpeg_path
+from groundswell.media.encode import FFMPEG_VARIABLE, Task, ffmpeg_path
 from groundswell.model.errors import BadRequest, GroundswellError, Overloaded, TooLarge, UpstreamError
 from groundswell.model.messages import Fault
 from groundswell.model.money import Price, Usage
@@ -231,12 +231,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ffmpeg", default="", help="path of ffmpeg; default: the packaged one")
     options = parser.parse_args(argv)
+    if options.ffmpeg:
+        os.environ[FFMPEG_VARIABLE] = options.ffmpeg
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     slots = max(1, options.slots)
     # Each rung has an encoder of its own and they run side by side: four times one thread fill four cores.
     threads = options.threads or max(1, cores // (4 * slots))
-    return server.serve(TranscodeServer(slots, threads), options.host, options.port)
+    app: Any = TranscodeServer(slots, threads)  # Plain ASGI; bodies go to the disk, not to memory.
+    return server.serve(app, options.host, options.port)
 
 
 # --- the adapter ---
@@ -315,7 +319,9 @@ class _Attempt:
     async def _run(self) -> None:
         import httpx
 
-        usage, fault, error = Usage(), None, None
+        usage = Usage()
+        fault: Fault | None = None
+        error: GroundswellError | None = None
         try:
             usage = await self._exchange()
         except httpx.HTTPError:

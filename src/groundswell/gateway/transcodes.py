@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import functools
 import itertools
 import logging
-import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +37,7 @@ from groundswell.core.dispatch import Finish, Reason
 from groundswell.engines.transcode import MODEL, PartReader
 from groundswell.gateway import errors
 from groundswell.gateway.relay import Relay
-from groundswell.media import fmp4, hls, probe
+from groundswell.media import package, probe
 from groundswell.media.demux import MediaInfo, Split
 from groundswell.media.encode import TICKS_PER_S, Task
 from groundswell.media.ladder import ladder
@@ -139,7 +138,7 @@ class Transcodes:
 
     async def adopt(self, job_id: str, source: Path) -> None:
         """Give a job its source: the file is linked or copied, so that its blob may go."""
-        await asyncio.to_thread(_adopt, self._root / job_id, source)
+        await asyncio.to_thread(package.adopt, self._root / job_id, source)
 
     async def accept(self, job: NewJob, idempotency: tuple[str, str] | None) -> tuple[Job, bool]:
         """Commit a job and start on it; see ``Jobs.create``. Its files go when it is not new after all."""
@@ -197,7 +196,7 @@ class Transcodes:
                 for claim in claims:
                     task = asyncio.create_task(self._work(claim))
                     self._workers[claim.id] = _Worker(claim, task)
-                    task.add_done_callback(lambda _, task_id=claim.id: self._done(task_id))
+                    task.add_done_callback(functools.partial(self._done, claim.id))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLAIM_WAIT_S):
                         await self._wake.wait()
@@ -233,7 +232,7 @@ class Transcodes:
         )
         return min(max(WORKERS_MIN, slots + 1), self.settings.workers_max)
 
-    def _done(self, task_id: str) -> None:
+    def _done(self, task_id: str, _task: asyncio.Task[None]) -> None:
         self._workers.pop(task_id, None)
         self._wake.set()
 
@@ -293,11 +292,11 @@ class Transcodes:
         folder = self._root / job.id
         if not (folder / "source").exists():
             await self._fetch(job)
-        await asyncio.to_thread(_fresh, folder / "work")
+        await asyncio.to_thread(package.fresh, folder / "work")
         info, split = await probe.split(
             folder / "source", folder / "work", self.settings.segment_s, self.settings.limits
         )
-        await asyncio.to_thread(_sync_folder, folder / "work")
+        await asyncio.to_thread(package.sync_folder, folder / "work")
         tasks = _tasks(info, split, job.request.get("ladder"))
         result = {
             "info": msgspec.to_builtins(info), "rate": split.rate, "rungs": tasks[0].spec["task"]["rungs"],
@@ -330,7 +329,7 @@ class Transcodes:
         job = await self.jobs.get(claim.job_id)
         result = await self._dispatch(claim, job, task)
         folder = self.result_folder(job.id, job.request["token"])
-        outputs = await asyncio.to_thread(_keep_video, folder, claim.number, task, result.files)
+        outputs = await asyncio.to_thread(package.keep_video, folder, claim.number, task, result.files)
         await self._complete(claim, job, task, result, outputs)
 
     async def _audio(self, claim: Claim) -> None:
@@ -338,7 +337,7 @@ class Transcodes:
         job = await self.jobs.get(claim.job_id)
         result = await self._dispatch(claim, job, task)
         folder = self.result_folder(job.id, job.request["token"])
-        output = await asyncio.to_thread(_keep_audio, folder, claim.spec["cuts"], result.files)
+        output = await asyncio.to_thread(package.keep_audio, folder, claim.spec["cuts"], result.files)
         await self._complete(claim, job, task, result, output)
 
     async def _complete(self, claim: Claim, job: Job, task: Task, result: _Result, outputs: Any) -> None:
@@ -383,9 +382,15 @@ class Transcodes:
 
     async def _finish(self, claim: Claim) -> None:
         job = await self.jobs.get(claim.job_id)
-        tasks = await self.jobs.tasks(claim.job_id)
+        claims = await self.jobs.tasks(claim.job_id)
+        segments = [one for one in claims if one.kind == "segment"]
+        tasks = [msgspec.convert(one.spec["task"], Task) for one in segments]
+        outputs = [one.result["outputs"] for one in segments if one.result]
+        sound = [
+            output for one in claims if one.kind == "audio" and one.result for output in one.result["outputs"]
+        ]
         folder = self.result_folder(job.id, job.request["token"])
-        files = await asyncio.to_thread(_write_playlists, folder, tasks)
+        files = await asyncio.to_thread(package.write_playlists, folder, tasks, outputs, sound)
         ended = await self.jobs.complete(
             claim.id, claim.fence, {}, finish_job=JobState.DONE, job_result={"files": files}
         )
@@ -471,149 +476,6 @@ def _tasks(info: MediaInfo, split: Split, wanted: Any) -> list[NewTask]:
 
 def _ms(ticks: int) -> int:
     return ticks * 1000 // TICKS_PER_S
-
-
-# --- files; all of this runs in threads ---
-
-
-def _adopt(folder: Path, source: Path) -> None:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    try:
-        os.link(source, folder / "source")
-    except OSError:
-        # Another disk, or one that knows no links.
-        shutil.copyfile(source, folder / "source")
-        _sync(folder / "source")
-    _sync(folder)
-    _sync(folder.parent)
-
-
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The file is there, whole and synced, or not at all."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-
-
-def _keep_init(folder: Path, init: bytes) -> str:
-    """Initialisation segments are named by what is in them, so that equal ones are one file."""
-    name = f"init-{hashlib.sha256(init).hexdigest()[:16]}.mp4"
-    if not (folder / name).exists():
-        _write(folder / name, init)
-    return name
-
-
-def _keep_video(folder: Path, number: int, task: Task, files: list[bytes]) -> list[dict[str, Any]]:
-    """Move each rendition to its place in time, check it once more, and write it."""
-    if len(files) != len(task.rungs):
-        raise UpstreamError("A segment came back with renditions missing.", code="malformed_output")
-    outputs = []
-    for rung, data in zip(task.rungs, files, strict=True):
-        init, media = fmp4.split_init(data)
-        if len(fmp4.samples(media)) != task.frames or fmp4.timescale(init) != TICKS_PER_S:
-            raise UpstreamError("A segment came back with frames missing.", code="frames_missing")
-        media = fmp4.move(media, task.start)
-        name = f"{number:05d}.m4s"
-        _write(folder / rung.name / name, media)
-        outputs.append(
-            {
-                "file": name,
-                "init": _keep_init(folder / rung.name, init),
-                "codec": fmp4.codec(init),
-                "size": len(media),
-            }
-        )
-        _sync(folder / rung.name)
-    _sync(folder)
-    return outputs
-
-
-def _keep_audio(folder: Path, cuts: list[int], files: list[bytes]) -> list[dict[str, Any]]:
-    """Cut the one sound track where the picture is cut, between two AAC frames."""
-    if len(files) != 1:
-        raise UpstreamError("The sound track came back incomplete.", code="malformed_output")
-    init, media = fmp4.split_init(files[0])
-    rate, run = fmp4.timescale(init), fmp4.samples(media)
-    name, place = _keep_init(folder / hls.AUDIO_NAME, init), 0
-    outputs = []
-    for number, end in enumerate(cuts[1:]):
-        first = place
-        last = number == len(cuts) - 2
-        while place < len(run) and (last or run[place].time * TICKS_PER_S < end * rate):
-            place += 1
-        if place == first:
-            continue
-        data = fmp4.audio_segment(media, run[first:place], number + 1)
-        file = f"{number:05d}.m4s"
-        _write(folder / hls.AUDIO_NAME / file, data)
-        ticks = sum(sample.duration for sample in run[first:place])
-        outputs.append({"file": file, "init": name, "size": len(data), "duration_s": ticks / rate})
-    if not outputs:
-        raise UpstreamError("The sound track came back empty.", code="malformed_output")
-    _sync(folder / hls.AUDIO_NAME)
-    return outputs
-
-
-def _write_playlists(folder: Path, claims: list[Claim]) -> list[str]:
-    """Write all playlists; the names of all files of the result, the master playlist first."""
-    segments = [claim for claim in claims if claim.kind == "segment"]
-    tasks = [msgspec.convert(claim.spec["task"], Task) for claim in segments]
-    audio = [
-        hls.Piece(output["file"], output["init"], output["duration_s"], output["size"])
-        for claim in claims if claim.kind == "audio"
-        for output in (claim.result or {})["outputs"]
-    ]  # fmt: skip
-    renditions = []
-    for place, rung in enumerate(tasks[0].rungs):
-        outputs = [_output(claim.result, place) for claim in segments]
-        pieces = [
-            hls.Piece(output["file"], output["init"], task.duration_s, output["size"])
-            for task, output in zip(tasks, outputs, strict=True)
-        ]
-        fps = tasks[0].rate[0] / tasks[0].rate[1]
-        renditions.append(hls.Rendition(rung.name, rung.width, rung.height, fps, outputs[0]["codec"], pieces))
-    lists = {rendition.name: rendition.pieces for rendition in renditions}
-    if audio:
-        lists[hls.AUDIO_NAME] = audio
-    files = ["master.m3u8"]
-    for name, pieces in lists.items():
-        _write(folder / name / "index.m3u8", hls.media_playlist(pieces).encode())
-        files += [
-            f"{name}/index.m3u8",
-            *(f"{name}/{init}" for init in dict.fromkeys(piece.init for piece in pieces)),
-        ]
-        files += [f"{name}/{piece.uri}" for piece in pieces]
-    _write(folder / "master.m3u8", hls.master_playlist(renditions, audio, "mp4a.40.2").encode())
-    _sync(folder)
-    return files
-
-
-def _output(result: Mapping[str, Any] | None, place: int) -> dict[str, Any]:
-    output: dict[str, Any] = (result or {})["outputs"][place]
-    return output
 
 
 __all__ = ["FILE", "JOB_ID", "KIND", "TOKEN", "Fetch", "Settings", "Transcodes"]

@@ -256,7 +256,7 @@ def _progress(prepared: dict[str, Any] | None, segments: list[Claim], underway: 
     for task in segments:
         length_ms = (task.spec["task"]["end"] - task.spec["task"]["start"]) / 90
         done_ms += length_ms if task.state is TaskState.DONE else min(length_ms, underway.get(task.number, 0))
-    return done_ms / max(1, prepared["duration_ms"])
+    return done_ms / max(1.0, float(prepared["duration_ms"]))
 
 
 def _eta_s(job: Job, progress: float) -> float | None:

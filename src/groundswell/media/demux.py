@@ -367,7 +367,7 @@ def _describe(segments: list[tuple[_Segment, int]], base: Fraction, audio_file: 
     # On the grid of a rate, or exactly where the source has them.
     grid = [round(cut * base * rate) for cut in cuts]
     ticks = [round_ticks(n / rate) for n in grid] if vfr else [round_ticks(cut * base) for cut in cuts]
-    chunks = []
+    chunks: list[Chunk] = []
     for place, (segment, size) in enumerate(segments):
         frames = grid[place + 1] - grid[place] if vfr else len(segment.shown)
         if frames > 0:

@@ -35,7 +35,7 @@ AUDIO_RATE = 48_000
 PIXELS_MAX = 33_177_600
 MEMORY_BYTES = 6 << 30  # Address space, not residence: every thread's stack and every pool counts.
 OUTPUT_BYTES_MAX = 2 << 30
-FFMPEG_VARIABLE = "GROUNDSWELL_FFMPEG"
+FFMPEG_VARIABLE = "GROUNDSWELL_VIDEO_FFMPEG"
 
 _Ticks = Annotated[int, msgspec.Meta(ge=0, le=1 << 52)]
 
@@ -67,9 +67,9 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Usage(pixels=pixels, media_ms=round(self.duration_s * 1000))
 
 
-def ffmpeg_path() -> str:
-    """The program: ``GROUNDSWELL_FFMPEG`` when set, otherwise the one of the imageio-ffmpeg package."""
-    named = os.environ.get(FFMPEG_VARIABLE)
+def ffmpeg_path(configured: str = "") -> str:
+    """The program: the one ``configured``, or of ``GROUNDSWELL_VIDEO_FFMPEG``, or of imageio-ffmpeg."""
+    named = configured or os.environ.get(FFMPEG_VARIABLE)
     if named:
         return named
     return _packaged_ffmpeg()

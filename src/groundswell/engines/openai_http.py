@@ -8,6 +8,7 @@ Only the event with the usage, and errors, are parsed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -41,8 +42,6 @@ _FLAWED = "The engine sent a malformed answer."
 _TOOL_CALL = re.compile(rb'"(?:tool_calls"\s*:\s*\[\s*\{|function_call"\s*:\s*\{)')
 _REASONING = re.compile(rb'"reasoning(?:_content)?"\s*:\s*"[^"]')
 _ERROR = re.compile(rb'(?:^|[\r\n])(?:data|error): ?\s*\{\s*"(?:error"|object"\s*:\s*"error")')
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _TOO_LONG = re.compile(
@@ -275,12 +274,13 @@ class _StreamAttempt(_Attempt):
         if b"error" in block and (at := _ERROR.search(block)):
             block, failed = _cut_at(block, at.end())
         if self._resumable and (
-            _TOOL_CALL.search(block) or (b'"reasoning' in block and _REASONING.search(block))
+            (b"_call" in block and _TOOL_CALL.search(block))
+            or (b'"reasoning' in block and _REASONING.search(block))
         ):
             self._resumable = False
-        if not self._finished and _FINISH.search(block):
+        if b'"finish_reason":"' in block or b'"finish_reason": "' in block:
             self._finished = True
-        if b'"usage"' in block and _USAGE.search(block):
+        if b'"usage":{' in block or b'"usage": {' in block:
             self._read_usage(block)
         done = b"[DONE]" in block and _DONE.search(block) is not None
         tokens = content_tokens(block)
@@ -297,11 +297,11 @@ class _StreamAttempt(_Attempt):
 
     def _read_usage(self, block: bytes) -> None:
         for data in payloads(block):
-            if _USAGE.search(data):
-                try:
-                    self._usage = usage_of(msgspec.json.decode(data))
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    continue
+            if b'"usage"' in data:
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    answer = msgspec.json.decode(data)
+                    if isinstance(answer, dict) and answer.get("usage"):
+                        self._usage = usage_of(answer)
 
     def _usage_so_far(self) -> Usage:
         return self._usage or Usage(output_tokens=self._tokens)

@@ -11,9 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
 
 from groundswell.gateway import errors
 from groundswell.gateway.errors import Headers
@@ -21,9 +23,6 @@ from groundswell.gateway.pipeline import NOBODY, Access, Observe, Pipeline, Seen
 from groundswell.model.errors import GroundswellError, InternalError
 from groundswell.model.work import Kind
 from groundswell.store.keys import Principal
-
-if TYPE_CHECKING:
-    from groundswell.gateway.protocol import GatewayProtocol
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +37,20 @@ class Client(Protocol):
         """The client reads slowly: hold output back."""
 
     def resume(self) -> None: ...
+
+
+class Connection(Protocol):
+    """What a cycle needs of the connection that it answers on; ``protocol.GatewayProtocol``."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    server_state: ServerState
+    tasks: set[asyncio.Task[None]]
+    scope: Any
+
+    def on_hot_complete(self, cycle: HotCycle) -> None:
+        """The answer is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,7 @@ class HotCycle:
     )  # fmt: skip
 
     def __init__(
-        self, protocol: GatewayProtocol, paths: HotPaths, path: str, request_id: str, keep_alive: bool
+        self, protocol: Connection, paths: HotPaths, path: str, request_id: str, keep_alive: bool
     ) -> None:
         self._protocol = protocol
         self._paths = paths

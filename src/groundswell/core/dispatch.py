@@ -600,7 +600,8 @@ class Dispatcher:
             if work.streaming:
                 entry.emitted += lease.tokens
                 lease.tokens = 0
-            if entry.rank != RANK_LOST or lease.flowing:
+            # A refusal is no loss: nothing has begun, and the client's deadline holds as it did.
+            if fault is not None and (entry.lost_s == -NEVER or lease.flowing):
                 entry.lost_s = now_s
             entry.rank = RANK_LOST
             entry.need = need_of(work, entry.fingerprint if entry.sent else "")

@@ -121,6 +121,6 @@ class Entry(Alarm):
         self.sent = False
         self.resumable = work.resumable
         self.fingerprint = ""
-        self.lost_s = 0.0
+        self.lost_s = -NEVER
         self.waiting = False
         self.avoid: set[tuple[str, int, str, int]] = set()

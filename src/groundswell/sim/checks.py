@@ -48,8 +48,7 @@ class Checks:
         self.places = {plan.node_id: Place(plan) for plan in scenario.nodes}
         self._begun: set[tuple[str, int, str, int]] = set()
         self._strays: dict[Stray, float] = {}
-        odd = any(plan.poison or plan.fault for plan in scenario.works)
-        self._calm = not scenario.troubles and not odd
+        self._calm = not scenario.troubles and not scenario.odd
 
     # --- what happened in the world ---
 

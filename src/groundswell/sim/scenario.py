@@ -15,8 +15,11 @@ from groundswell.model.node import Capability, Continuation
 from groundswell.model.work import Kind, Work, WorkClass
 from groundswell.sim.faults import Trouble, draw_troubles
 
-# A run ends when everything is over, at the latest this long after the faults have stopped.
+# A run ends when everything is over, at the latest this long after the faults have stopped. Works that break
+# what they touch are a fault that does not stop with the others; runs that have some get the time of one more
+# wait of lost work.
 LIVENESS_S = 30.0
+LIVENESS_ODD_S = 60.0
 TEXT = frozenset({Kind.CHAT, Kind.COMPLETION})
 
 
@@ -71,6 +74,16 @@ class Scenario:
     troubles: tuple[Trouble, ...]
     queue_works_max: int
     calm_s: float
+
+    @property
+    def odd(self) -> bool:
+        """Whether some works break, or are refused by, whatever runs them."""
+        return any(plan.poison or plan.fault for plan in self.works)
+
+    @property
+    def end_s(self) -> float:
+        """When everything must have ended."""
+        return self.calm_s + (LIVENESS_ODD_S if self.odd else LIVENESS_S)
 
     def summary(self) -> str:
         """One line for a person who has to reproduce it."""
@@ -175,7 +188,7 @@ def _draw_work(
         else chance.choice((Kind.CHAT,) * 6 + (Kind.COMPLETION, Kind.EMBEDDING))
     )
     text = kind in TEXT
-    length = chance.randint(1, chance.choice((8, 30, 30, 60))) if text else chance.randint(1, 4)
+    length = chance.randint(1, chance.choice((8, 30, 30, 45))) if text else chance.randint(1, 4)
     work = Work(
         id=work_id,
         kind=kind,

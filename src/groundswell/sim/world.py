@@ -30,7 +30,7 @@ from groundswell.sim.describe import describe
 from groundswell.sim.engine import Frame, Task
 from groundswell.sim.life import Setting
 from groundswell.sim.machine import Machine
-from groundswell.sim.scenario import LIVENESS_S, Scenario, WorkPlan, draw_scenario
+from groundswell.sim.scenario import Scenario, WorkPlan, draw_scenario
 from groundswell.sim.watch import Violation
 
 LOOK_EVERY_S = 1.0
@@ -96,7 +96,7 @@ class World:
         return Outcome(self.scenario, digest, self._events, violation, tuple(self._log or ()))
 
     def _pass_time(self) -> None:
-        end_s = self.scenario.calm_s + LIVENESS_S
+        end_s = self.scenario.end_s
         over_s = end_s
         steps = 0
         while self.clock.advance(min(end_s, over_s)):

@@ -28,6 +28,7 @@ from groundswell.gateway.relay import Relay
 from groundswell.model.errors import GroundswellError
 from groundswell.model.messages import Offer, Output
 from groundswell.model.work import Kind, Work, WorkState
+from groundswell.node.processes import EngineProcess
 from groundswell.node.runtime import EngineSpec, NodeRuntime
 from groundswell.ports import Emitted, Payload
 from groundswell.wire.sse import payloads
@@ -186,6 +187,42 @@ async def test_a_stream_waits_for_the_only_engine_to_come_back() -> None:
         assert struck.end.state is WorkState.DONE, struck.end
         assert struck.end.continued == 1
         assert struck.text == plain.text
+
+
+@pytest.mark.e2e
+async def test_engines_given_by_url_fail_over_alike_and_return_when_they_are_back() -> None:
+    """Somebody else's server is nothing that we can restart; it is asked again until it answers."""
+    link = MemoryLink()
+    relay = Relay(Dispatcher(), link.gateway, partial(random.Random(1).getrandbits, 64), lambda *_: None)
+    servers = [EngineProcess(f"e{number}", emulated(), lambda status: None) for number in range(2)]
+    ports = [await server.start() for server in servers]
+    nodes = {}
+    for number, port in enumerate(ports):
+        spec = EngineSpec("e", partial(OpenAIHttpEngine, "e"), url=f"http://127.0.0.1:{port}/v1")
+        nodes[f"n{number}"] = NodeRuntime(Agent(f"n{number}", 1, {"e": 0}), [spec], link.node(f"n{number}"))
+        nodes[f"n{number}"].start()
+    rig = Rig(relay, nodes, [])
+    try:
+        await rig.ready(2)
+        plain = await rig.stream(Client())
+
+        def strike(count: int) -> None:
+            if count == 20 and all(server.alive for server in servers):
+                serving = next(n for n, node in enumerate(nodes.values()) if node.attempts())
+                servers[serving].kill()
+
+        struck = await rig.stream(Client(strike))
+        assert struck.end is not None
+        assert struck.end.state is WorkState.DONE
+        assert struck.text == plain.text
+        (down,) = [n for n, server in enumerate(servers) if not server.alive]
+        servers[down] = EngineProcess("again", (*emulated(), "--port", str(ports[down])), lambda status: None)
+        await servers[down].start()
+        await rig.ready(2)
+    finally:
+        await asyncio.gather(*(node.stop(drain_timeout_s=0.2) for node in nodes.values()))
+        await asyncio.gather(*(server.stop(1.0) for server in servers))
+        relay.close()
 
 
 @pytest.mark.e2e

@@ -59,6 +59,10 @@ class Gateway(Section, frozen=True, kw_only=True):
         tuple[str, ...],
         described("Host names that clients may ask for, besides the address itself; `*` allows any."),
     ] = ()
+    continuation: Annotated[
+        bool,
+        described("Whether a stream whose engine died goes on elsewhere; otherwise it ends with an error."),
+    ] = True
     drain_s: Annotated[Seconds, described("How long open requests may take to end when it stops.")] = 30.0
 
 
@@ -145,7 +149,7 @@ class Video(Section, frozen=True, kw_only=True):
         described("Aim for the length of a segment, in seconds; cuts are at keyframes."),
     ] = 4.0
     pixels: Annotated[Count, described("Most pixels in a frame of the source.")] = 33_177_600
-    length_s: Annotated[Seconds, described("Longest source, in seconds.")] = 6 * 3600.0
+    length_s: Annotated[Seconds, described("Longest source, in seconds.")] = 4 * 3600.0
     streams: Annotated[Count, described("Most streams in a source.")] = 16
     attempts: Annotated[Count, described("How often a segment is tried before its job fails.")] = 3
     fetch: Annotated[bool, described("Whether sources may be given by URL.")] = True

@@ -22,9 +22,11 @@ from groundswell.gateway import video
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.openai import TextPaths
 from groundswell.gateway.pipeline import Pipeline, Seen
+from groundswell.gateway.protocol import Limits
 from groundswell.gateway.relay import Relay
 from groundswell.gateway.server import LOOPBACK, Server
 from groundswell.gateway.transcodes import Settings, Transcodes
+from groundswell.media.probe import MediaLimits
 from groundswell.model.errors import GroundswellError, InternalError
 from groundswell.model.work import Kind, Work
 from groundswell.store.keys import KeyRing
@@ -102,12 +104,13 @@ class Service:
             )
             fleet = Fleet(link, config, state.engines)
             service = cls(config, state.keys, fleet, relay, finished=ends.finished)
-            async with _front_door(config, state, relay, fleet, metrics, ends) as port:
-                service.port = port
+            async with _front_door(config, state, relay, fleet, metrics, ends) as door:
+                service.port = door.port
                 await fleet.start()
                 try:
                     yield service
                 finally:
+                    await door.close_to_new_work()
                     await relay.drain(config.gateway.drain_s)
                     await fleet.stop(STOP_S)
                     relay.close()
@@ -146,11 +149,27 @@ def _usage_row(work: Work, finish: Finish, tenant: str, key_id: str) -> UsageRow
     )  # fmt: skip
 
 
+@dataclass
+class _FrontDoor:
+    """``background`` are the tasks that make work of their own: durable jobs, sweeping, watching."""
+
+    port: int
+    text: TextPaths
+    background: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def close_to_new_work(self) -> None:
+        """Refuse new requests; leave durable jobs where they are, for the next start. Idempotent."""
+        self.text.draining = True
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
+
+
 @asynccontextmanager
 async def _front_door(
     config: Config, state: State, relay: Relay, fleet: Fleet, metrics: Metrics, ends: _Ends
-) -> AsyncIterator[int]:
-    """The HTTP server and what works behind it; the port."""
+) -> AsyncIterator[_FrontDoor]:
+    """The HTTP server and what works behind it."""
     pipeline = Pipeline(state.keys)
 
     def observe(seen: Seen) -> None:
@@ -161,6 +180,7 @@ async def _front_door(
         relay,
         pipeline,
         body_bytes_max=config.limits.body_bytes,
+        continues=config.gateway.continuation,
         queue_wait_s=config.queue.wait_s,
         observe=observe,
     )
@@ -175,8 +195,9 @@ async def _front_door(
         remove_node=fleet.remove,
     )
     app = application(operations, pipeline, video.routes(transcodes, fetcher, config.video.ladder), observe)
+    limits = Limits(upload_bytes_max=config.limits.upload_bytes, connections_max=config.limits.connections)
     server = Server(
-        app, text.paths, host=config.gateway.host, port=config.gateway.port,
+        app, text.paths, limits=limits, host=config.gateway.host, port=config.gateway.port,
         hosts_allowed=config.gateway.allowed_hosts, drain_s=config.gateway.drain_s,
     )  # fmt: skip
     await state.jobs.release_others(owner)
@@ -188,18 +209,16 @@ async def _front_door(
             "gateway running already? Choose another with --port.",
             code="port_in_use",
         ) from error
-    background = [
+    door = _FrontDoor(port, text)
+    door.background = [
         asyncio.create_task(_forever("transcodes", transcodes.run())),
         asyncio.create_task(_forever("sweep", _sweep(config, state, transcodes))),
         asyncio.create_task(_forever("fleet", _watch_fleet(relay, metrics))),
     ]
     try:
-        yield port
+        yield door
     finally:
-        text.draining = True
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await door.close_to_new_work()
         await server.stop()
 
 
@@ -211,6 +230,7 @@ def _transcodes(
         attempts=config.video.attempts,
         upload_bytes=config.limits.upload_bytes,
         keep_s=config.limits.blob_keep_s,
+        limits=MediaLimits(config.video.pixels, config.video.streams, config.video.length_s),
     )
     return Transcodes(state.jobs, state.blobs, relay, config.folder / "jobs", owner, fetcher, settings)
 

@@ -110,6 +110,18 @@ def lost_node(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, Members, "left", lambda original, self, node_id, generation: None)
 
 
+@_bug("a lost node gets nothing new, but what it had is not moved", "lost work moves")
+def lost_work_stays(patch: pytest.MonkeyPatch) -> None:
+    def left(original: Any, self: Members, node_id: str, generation: int) -> Any:
+        node = self.nodes.get(node_id)
+        if node is None or node.generation != generation:
+            return None
+        node.draining = True
+        return Change(touched=list(node.engines.values()))
+
+    _wrap(patch, Members, "left", left)
+
+
 @_bug("a silent node never dies", "dead node")
 def silent_node(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, Members, "silent", lambda original, self, now_s, node: Change())

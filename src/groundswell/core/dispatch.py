@@ -801,7 +801,13 @@ class Dispatcher:
         engine = lease.engine
         leases = [one for key in engine.held if (one := self._lease(*key)) is not None and not one.paused]
         flowing = [one for one in leases if one.flowing]
-        hung = lease.flowing and len(flowing) > 1 and all(now_s - one.last_s >= HUNG_S for one in flowing)
+        # One that has ended and waits for a lost frame is no sign of its engine, and holds no slot there.
+        hung = (
+            lease.ended is None
+            and lease.flowing
+            and len(flowing) > 1
+            and all(now_s - one.last_s >= HUNG_S for one in flowing)
+        )
         if not hung:
             self._failed(now_s, lease, Fault.STALLED, effects)
             return

@@ -80,10 +80,13 @@ class Checks:
         self._serves(work, node_id, offer)
 
     def struck(self, offer: Offer, node_id: str) -> None:
-        """A poison work has killed its engine. Attempts that were called back too late cannot be helped."""
+        """A poison work has killed its engine. What was called back too late cannot be helped, and a death
+        behind a cut link is one that nobody could hear of."""
         work = self.works[offer.work_id]
+        told = self.places[node_id].excused_s < self.now_s
         self.excuse(node_id, self.now_s + POISONED_S)
-        if work.finish is None and work.offer is not None and work.offer.attempt == offer.attempt:
+        current = work.finish is None and work.offer is not None and work.offer.attempt == offer.attempt
+        if told and current:
             work.struck.add(node_id)
         if len(work.struck) > POISON_NODES:
             raise Violation("poison", f"{offer.work_id} has struck {sorted(work.struck)}")

@@ -133,11 +133,16 @@ class _Writer:
         self._stream = self._out.add_stream_from_template(template)
         self._stream.time_base = time_base
         self._last_dts: int | None = None
+        self._second = time_base.denominator
 
     def write(self, packet: Any) -> None:
         # A demuxer may leave gaps in dts; NUT does not keep it, but the muxer insists on order.
         kept = (packet.pts, packet.dts, packet.duration, packet.time_base)
-        dts = packet.pts if packet.dts is None else min(packet.dts, packet.pts)
+        if packet.dts is not None:
+            dts = min(packet.dts, packet.pts)
+        else:
+            # Early enough to stay below whatever B-frames come before the first known one.
+            dts = packet.pts - self._second if self._last_dts is None else self._last_dts + 1
         if self._last_dts is not None and dts <= self._last_dts:
             dts = self._last_dts + 1
         if dts > packet.pts:
@@ -338,7 +343,7 @@ class _Sound:
         self.time_base = Fraction(1, stream.time_base.denominator)
         self.shift = shift_s * stream.time_base.denominator
         self.bytes_max = ask.segment_bytes_max
-        self.bytes = 0
+        self.bytes, self.last = 0, -1
         self.writer = _Writer(Path(ask.folder) / "audio.nut", stream, self.time_base)
 
     def feed(self, packet: Any) -> None:
@@ -348,7 +353,8 @@ class _Sound:
             raise Rejected("The sound track is too large.")
         if pts is None or pts * self.scale + self.shift < 0:
             return
-        packet.pts = packet.dts = pts * self.scale + self.shift
+        # Containers that count milliseconds may give two short packets the same time.
+        self.last = packet.pts = packet.dts = max(pts * self.scale + self.shift, self.last + 1)
         packet.duration = (packet.duration or 0) * self.scale
         packet.time_base = self.time_base
         self.writer.write(packet)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from groundswell.model.errors import UpstreamError
 
 _BOXES_MAX = 100_000
+_SAMPLES_MAX = 1_000_000  # Five hours of AAC; a count is four bytes that anyone can write.
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,13 @@ def split_init(data: bytes) -> tuple[bytes, bytes]:
 def timescale(init: bytes) -> int:
     """Ticks per second of the first track."""
     box = _need(init, "moov/trak/mdia/mdhd")
-    return int(struct.unpack_from(">I", init, box.body + (20 if init[box.body] else 12))[0])
+    try:
+        ticks = int(struct.unpack_from(">I", init, box.body + (20 if init[box.body] else 12))[0])
+    except (struct.error, IndexError) as error:
+        raise _broken() from error
+    if ticks == 0:
+        raise _broken()
+    return ticks
 
 
 def samples(media: bytes) -> list[Sample]:
@@ -144,7 +151,7 @@ def _run(media: bytes, trun: Box, origin: int, time: int, duration: int, size: i
         at += 4
     at += 4 if flags & 4 else 0
     fields = [bit for bit in (0x100, 0x200, 0x400, 0x800) if flags & bit]
-    if count * 4 * len(fields) > trun.end - at:
+    if count > _SAMPLES_MAX or count * 4 * len(fields) > trun.end - at:
         raise _broken()
     for _ in range(count):
         offset = 0
@@ -175,7 +182,7 @@ def move(media: bytes, first_pts: int) -> bytes:
             tfdt = _need(media, "tfdt", traf.body, traf.end)
             wide = media[tfdt.body] == 1
             time = _decode_time(media, tfdt) + shift
-            if time < 0:
+            if not 0 <= time < 1 << (64 if wide else 32):
                 raise _broken()
             struct.pack_into(">Q" if wide else ">I", out, tfdt.body + 4, time)
     return bytes(out)
@@ -212,6 +219,8 @@ def codec(init: bytes) -> str:
     if entry.kind == b"mp4a":
         return "mp4a.40.2"  # We encode AAC-LC only.
     avcc = _need(init, "avcC", entry.body + 78, entry.end)
+    if avcc.end - avcc.body < 4:
+        raise _broken()
     profile, constraints, level = init[avcc.body + 1 : avcc.body + 4]
     return f"avc1.{profile:02x}{constraints:02x}{level:02x}"
 

@@ -115,10 +115,10 @@ def check_builtin() -> Finding:
 
 
 def check_embeddings() -> Finding:
-    from groundswell.engines.embeddings import find_weights
+    from groundswell.engines.embeddings import model_folder
 
     try:
-        find_weights()
+        model_folder()
     except GroundswellError as error:
         return Finding("embedding model", error.message)
     return Finding("embedding model")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from groundswell.wiring import Service
 
 HOST = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")]
-READY_S = 60.0  # Much longer than any engine needs; what is not up by then has a reason.
+READY_S = 15.0  # Engines need two or three; what is not up by then has a reason, and the rest works.
 PORT = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 
 
@@ -105,7 +105,6 @@ def _run(config: Config, log: TextIO, show: Callable[[Service, Profile], Awaitab
 async def _serve(config: Config, show: Callable[[Service, Profile], Awaitable[None]]) -> None:
     from groundswell.wiring import Service
 
-    started_s = time.monotonic()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -118,7 +117,7 @@ async def _serve(config: Config, show: Callable[[Service, Profile], Awaitable[No
         loop.add_signal_handler(number, on_signal)
     async with Service.running(config) as service:
         profile = await _profile(config.folder, service)
-        work = asyncio.ensure_future(_show_when_ready(service, profile, show, started_s))
+        work = asyncio.ensure_future(_show_when_ready(service, profile, show))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -134,15 +133,11 @@ async def _show_when_ready(
     service: Service,
     profile: Profile,
     show: Callable[[Service, Profile], Awaitable[None]],
-    started_s: float,
 ) -> None:
     missing = await service.ready(READY_S)
-    service.started_in_s = time.monotonic() - started_s
+    service.started_in_s = time.monotonic() - settings.started_s
     if missing:
-        say(
-            f"These engines are not up after {READY_S:.0f} s: {', '.join(missing)}. "
-            "`groundswell doctor` may know why."
-        )
+        say(f"These engines are not up yet: {', '.join(missing)}. `groundswell doctor` may know why.")
     try:
         await show(service, profile)
     except GroundswellError as error:  # The service itself is up and stays up.

@@ -115,6 +115,11 @@ class NodeRuntime:
         """The attempts that run here now, as (work id, attempt number)."""
         return list(self._attempts)
 
+    @property
+    def engine_ids(self) -> frozenset[str]:
+        """Its engines."""
+        return frozenset(self._keepers)
+
     def log_tail(self, engine_id: str) -> str:
         """The last lines a local engine wrote, for operators."""
         return self._keepers[engine_id].log_tail

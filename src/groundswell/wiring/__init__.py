@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("groundswell.access")
 
 READY_EVERY_S = 0.05
+STRAGGLERS_S = 8.0
 FLEET_EVERY_S = 1.0
 SWEEP_EVERY_S = 600.0
 FINISHES_KEPT = 256
@@ -72,16 +73,20 @@ class Service:
         return f"http://{host}:{self.port}"
 
     async def ready(self, timeout_s: float) -> list[str]:
-        """Wait until each kind of engine that the settings promise is up somewhere; what is missing after
-        ``timeout_s`` seconds."""
+        """Wait until each kind of engine that the settings promise is up somewhere.
+
+        What is missing after ``timeout_s`` seconds, each with the last words of such an engine."""
         wanted = {engine.kind for node in self.config.nodes for engine in node.engines}
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while wanted:
-                    for view in self.relay.nodes():
-                        wanted -= {one.engine_id.split("-")[0] for one in view.report.engines if one.healthy}
-                    await asyncio.sleep(READY_EVERY_S)
-        return sorted(wanted)
+        late_s = asyncio.get_running_loop().time() + timeout_s
+        while wanted and (now_s := asyncio.get_running_loop().time()) < late_s:
+            for view in self.relay.nodes():
+                up = wanted & {one.engine_id.split("-")[0] for one in view.report.engines if one.healthy}
+                if up:
+                    # They all start at once: what is not up soon after the others has a reason of its own.
+                    late_s = min(late_s, now_s + STRAGGLERS_S)
+                    wanted -= up
+            await asyncio.sleep(READY_EVERY_S)
+        return [f"{kind} ({self.fleet.last_words(kind) or 'it says nothing'})" for kind in sorted(wanted)]
 
     @classmethod
     @asynccontextmanager

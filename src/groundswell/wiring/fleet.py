@@ -75,6 +75,13 @@ class Fleet:
         """Drain and stop all nodes and their engines."""
         await asyncio.gather(*(runtime.stop(drain_s) for runtime in self._nodes.values()))
 
+    def last_words(self, engine_id: str) -> str:
+        """The last line that an engine of this id wrote on any node, for operators."""
+        for runtime in self._nodes.values():
+            if engine_id in runtime.engine_ids and (tail := runtime.log_tail(engine_id)):
+                return tail.splitlines()[-1]
+        return ""
+
     def pids(self) -> dict[str, dict[str, int]]:
         """The processes of local engines: node to engine to pid."""
         return {node_id: runtime.pids() for node_id, runtime in self._nodes.items()}

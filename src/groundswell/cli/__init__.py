@@ -42,8 +42,11 @@ def _join() -> None:
         family.register(app)
 
 
-def main() -> int:
-    """Run the command line; the exit status. Errors are one sentence on stderr, never a stack."""
+def main(started_s: float) -> int:
+    """Run the command line; the exit status. Errors are one sentence on stderr, never a stack.
+
+    ``started_s`` is when the process began, by ``time.monotonic``."""
+    settings.started_s = started_s
     _join()
     try:
         result: Any = app(standalone_mode=False)

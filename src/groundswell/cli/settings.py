@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Settings:
-    """``path`` is set from ``--config`` before any command runs."""
+    """``path`` is set from ``--config`` before any command runs, ``started_s`` when the process begins."""
 
     path: Path | None = None
+    started_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.__dict__.pop("config", None)

@@ -30,8 +30,8 @@ def banner(service: Service, profile: Profile) -> None:
     say(f"Groundswell is ready after {service.started_in_s:.1f} s: {service.base_url}/v1", style="bold")
     if service.is_open:
         say(
-            "It listens beyond this machine: whoever reaches the port and has a key can use it, and traffic is "
-            "not encrypted. Put a TLS proxy before it.",
+            "It listens beyond this machine: whoever reaches the port and has a key can use it, and traffic "
+            "is not encrypted. Put a TLS proxy before it.",
             style="bold red",
         )
 

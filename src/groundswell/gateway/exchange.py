@@ -59,11 +59,12 @@ class Works(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who pays for a work, beside the tenant that the brain knows."""
+    """Who pays for a work, beside the tenant that the brain knows, and which trace it belongs to."""
 
     tenant: str
     key_id: str
     request_id: str
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from groundswell.model.errors import GroundswellError, InternalError
 from groundswell.model.work import Kind
 from groundswell.store.keys import Principal
 
+TRACEPARENT_BYTES = 64  # W3C Trace Context: version 00 has 55.
+
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +76,7 @@ class HotCycle:
     __slots__ = (
         "_began_s", "_chunked", "_paths", "_protocol", "_started", "_status", "body", "body_complete",
         "client", "code", "disconnected", "keep_alive", "kind", "message_event", "path", "principal",
-        "refusal", "request_id", "response_complete", "turn",
+        "refusal", "request_id", "response_complete", "traceparent", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +98,7 @@ class HotCycle:
         self.refusal: GroundswellError | None = None
         self.client: Client | None = None
         self.code = ""
+        self.traceparent = ""
         self.turn = False
         self.response_complete = False
         self.disconnected = False
@@ -113,6 +116,7 @@ class HotCycle:
 
     def admit(self, headers: Mapping[bytes, bytes], length: int | None) -> None:
         """Authenticate, before any of the body is looked at."""
+        self.traceparent = headers.get(b"traceparent", b"")[:TRACEPARENT_BYTES].decode("latin-1")
         try:
             found = self._paths.pipeline.admit("POST", headers, self._paths.access, length)
         except GroundswellError as error:

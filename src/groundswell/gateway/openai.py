@@ -101,7 +101,8 @@ class TextPaths:
             resumable=resumable,
             needs_exact_resume=resumable and continuation.needs_exact(asked.facts),
         )
-        self._submit(work, asked, cycle, Account(caller.tenant, caller.key_id, cycle.request_id))
+        account = Account(caller.tenant, caller.key_id, cycle.request_id, cycle.traceparent)
+        self._submit(work, asked, cycle, account)
 
     def _submit(self, work: Work, asked: Asked, cycle: HotCycle, account: Account) -> None:
         exchange: AnswerExchange | StreamExchange

@@ -135,9 +135,9 @@ class _Ends:
         """``Relay``'s ``on_finish``."""
         duration_s = finish.duration_s
         self._metrics.finished(work, finish, duration_s)
-        if self._tracer is not None:
-            self._tracer.span_for(work, finish, duration_s)
         account = self.text.account(work.id) if self.text is not None else None
+        if self._tracer is not None:
+            self._tracer.span_for(work, finish, duration_s, account.traceparent if account else "")
         if account is None or work.kind is Kind.TRANSCODE:
             return  # Segments are settled with their task, in one transaction.
         self.finished[account.request_id] = finish

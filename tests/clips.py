@@ -1,12 +1,14 @@
-"""Small real videos, made once per run by the ffmpeg that the package brings."""
+"""Small real videos, made once per run by the ffmpeg that the package brings, and files that mean harm."""
 
 from __future__ import annotations
 
 import atexit
 import functools
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 from groundswell.media.encode import ffmpeg_path
@@ -60,3 +62,34 @@ def clip(name: str) -> Path:
         arguments = _RECIPES[name]
     subprocess.run([ffmpeg_path(), "-nostdin", "-loglevel", "error", "-y", *arguments, str(path)], check=True)
     return path
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture that is small on the disk and huge in memory."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * ((width // 8 + 1) * height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+HOSTILE = {
+    "empty": b"",
+    "one byte": b"\0",
+    "playlist": PLAYLIST,
+    "playlist behind a byte order mark": b"\xef\xbb\xbf" + PLAYLIST,
+    "ffconcat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "session description": b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    "manifest": b'<?xml version="1.0"?><MPD><BaseURL>file:///etc/</BaseURL></MPD>',
+    "vector picture": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "huge picture": png(16_000, 16_000),
+    "archive": b"PK\x03\x04" + b"\0" * 400,
+    "mp4 by name only": struct.pack(">I4s", 24, b"ftyp") + b"isom" + b"\0" * 600,
+    "playlist after ftyp": struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 0, b"isom") + PLAYLIST * 20,
+    "sizes beyond the file": struct.pack(">I4s", 0xFFFFFFFF, b"moov") + b"\xff" * 600,
+    "matroska of noise": b"\x1a\x45\xdf\xa3" + bytes(range(256)) * 8,
+    "transport stream of noise": (b"\x47" + b"\x1f" * 187) * 20,
+}

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from starlette.routing import Route
 
+from clips import clip
 from groundswell.bus.memory import MemoryLink
 from groundswell.core.agent import Agent
 from groundswell.core.dispatch import Dispatcher
@@ -41,6 +42,7 @@ class VideoWorld:
         self.root, self.count = root, nodes
         self.settings = Settings(**settings)
         self.fetcher: Fetcher | None = None
+        self.keys: Any = None
         self.nodes: list[NodeRuntime] = []
 
     async def start(self) -> VideoWorld:
@@ -76,7 +78,7 @@ class VideoWorld:
         async def nothing(_value: Any) -> Any:
             return None
 
-        pipeline = Pipeline(None)
+        pipeline = Pipeline(self.keys)
         operations = Operations(self.relay.nodes, lambda: 0, lambda: (b"", "text/plain"), nothing, nothing)
         return Server(
             application(operations, pipeline, table), TextPaths(self.relay, pipeline).paths, drain_s=2
@@ -91,10 +93,26 @@ class VideoWorld:
                     return job
                 await asyncio.sleep(0.1)
 
-    async def stop(self) -> None:
-        await self.client.aclose()
+    async def submit(
+        self, name: str = "plain.mp4", ladder: str = '["144p"]', **headers: str
+    ) -> httpx.Response:
+        """Upload a clip as a form and start its transcode."""
+        file = await asyncio.to_thread(clip(name).read_bytes)
+        return await self.client.post(
+            "/v1/transcodes",
+            files={"file": (name, file, "video/mp4")},
+            data={"ladder": ladder},
+            headers={key.replace("_", "-"): value for key, value in headers.items()},
+        )
+
+    async def crash(self) -> None:
+        """Stop working as a killed gateway does: no lease is given back, no work is ended."""
         self.running.cancel()
         await asyncio.gather(self.running, return_exceptions=True)
+
+    async def stop(self) -> None:
+        await self.client.aclose()
+        await self.crash()
         await self.server.stop()
         self.relay.close()
         for node in self.nodes:

@@ -10,7 +10,7 @@ for tool in cmake g++ make; do
 done
 mkdir -p .llama/source
 echo "llama.cpp: fetching the source (77 MB)"
-${PYTHON:-.venv/bin/python} -m pip download --quiet --no-deps --no-binary :all: --dest .llama/source "llama-cpp-python==$version"
+${PYTHON:-.venv/bin/python} -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest .llama/source "llama-cpp-python==$version"
 tar -xzf ".llama/source/llama_cpp_python-$version.tar.gz" -C .llama/source "llama_cpp_python-$version/vendor/llama.cpp"
 echo "llama.cpp: building (several minutes, once)"
 # -O1 halves the compile time; the tests' model is tiny, so that the server's speed does not matter.

@@ -23,8 +23,11 @@ from sums import SUMS
 from talk import CHATTER, introduction
 from turns import Turn, pick, wrapped
 
+Shares = list[tuple[int, list[tuple[int, Callable[[Random], Turn]]]]]
 # Stories are long, so that 6 % of the questions are about 30 % of the tokens.
 SHARES = [(30, FACTS), (22, SUMS), (22, PRODUCT), (18, CHATTER), (6, STORIES)]
+# For the last part of the training: what is learnt by doing takes longer than what is learnt by heart.
+DRILL = [(20, FACTS), (52, SUMS), (12, PRODUCT), (13, CHATTER), (3, STORIES)]
 SYSTEMS = [
     "You are a helpful assistant.", "You are a friendly assistant.", "You are the demonstration model of Groundswell.",
     "You are a kind teacher.", "Be polite.", "You are a bot.", "Answer the user's questions.", "Be helpful and honest.",
@@ -32,12 +35,12 @@ SYSTEMS = [
 BRIEF = ["Answer in one word.", "Be brief.", "Give short answers.", "Answer as shortly as you can."]
 
 
-def topic(rng: Random) -> Callable[[Random], Turn]:
-    family = rng.choices([f for _, f in SHARES], [w for w, _ in SHARES])[0]
+def topic(rng: Random, shares: Shares) -> Callable[[Random], Turn]:
+    family = rng.choices([f for _, f in shares], [w for w, _ in shares])[0]
     return rng.choices([t for _, t in family], [w for w, _ in family])[0]
 
 
-def conversation(rng: Random) -> list[dict[str, str]]:
+def conversation(rng: Random, shares: Shares) -> list[dict[str, str]]:
     """One to five turns, sometimes with a system message; a brief one changes how facts are answered."""
     messages: list[dict[str, str]] = []
     brief = False
@@ -47,7 +50,7 @@ def conversation(rng: Random) -> list[dict[str, str]]:
         messages.append({"role": "system", "content": pick(rng, BRIEF)})
     elif roll < 0.25:
         messages.append({"role": "system", "content": pick(rng, SYSTEMS)})
-    turns = [topic(rng)(rng) for _ in range(rng.choices([1, 2, 3, 4], [75, 13, 8, 4])[0])]
+    turns = [topic(rng, shares)(rng) for _ in range(rng.choices([1, 2, 3, 4], [75, 13, 8, 4])[0])]
     if rng.random() < 0.05:
         told, asked = introduction(rng)
         turns = [told, *turns[: rng.randrange(0, 3)], asked]
@@ -58,13 +61,13 @@ def conversation(rng: Random) -> list[dict[str, str]]:
     return messages
 
 
-def lines(seed: int, count: int) -> Iterator[dict[str, Any]]:
+def lines(seed: int, count: int, shares: Shares = SHARES) -> Iterator[dict[str, Any]]:
     rng = Random(seed)  # noqa: S311 - the corpus must be the same on every machine.
     for _ in range(count):
         if rng.random() < 0.01:
             yield {"text": story(rng).answer}
         else:
-            yield {"messages": conversation(rng)}
+            yield {"messages": conversation(rng, shares)}
 
 
 def main() -> None:

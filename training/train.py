@@ -1,12 +1,12 @@
 # ruff: noqa: E501
 """Train the demonstration model on the CPU: a tokenizer, then a Llama of 1.4 million parameters.
 
-    python training/train.py --out /tmp/groundswell-model --steps 2300
+    python training/train.py --out /tmp/groundswell-model
 
 The corpus is made on the fly from its seed. A checkpoint (Hugging Face layout, with the optimiser's state beside
 it) is written every ``--save-every`` steps; the same command goes on from the last one. The learning rate is
-constant until ``--decay-at`` and then falls to zero in a straight line at ``--steps``, so that a run can be ended
-early by starting it again with smaller numbers.
+constant until ``--decay-at`` and then falls to zero in a straight line at ``--steps``; then ``--drill-steps`` more,
+mostly of sums, counting and copying, start at half of the peak and fall to zero again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from corpus import lines
+from corpus import DRILL, SHARES, Shares, lines
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -179,11 +179,13 @@ def encoded(tokenizer: Tokenizer, line: dict[str, Any]) -> tuple[list[int], list
     return ids, weights
 
 
-def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    tokenizer: Tokenizer, seed: int, tokens: int, shares: Shares = SHARES
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of about ``tokens`` tokens; conversations of a similar length go together."""
     for epoch in range(10**9):
         rng = Random(seed * 1000 + epoch)  # noqa: S311
-        pool = [encoded(tokenizer, line) for line in lines(seed * 1_000_003 + epoch, 1500)]
+        pool = [encoded(tokenizer, line) for line in lines(seed * 1_000_003 + epoch, 1500, shares)]
         pool = sorted(((i[:LENGTH_MAX], w[:LENGTH_MAX]) for i, w in pool), key=lambda pair: len(pair[0]))
         made: list[list[tuple[list[int], list[float]]]] = [[]]
         for pair in pool:
@@ -225,8 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2300)
-    parser.add_argument("--decay-at", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--decay-at", type=int, default=1000)
+    parser.add_argument("--drill-steps", type=int, default=900)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
@@ -239,6 +242,13 @@ def main() -> None:
     tokenizer.save(str(path))
     (args.out / "config.json").write_text(json.dumps(CONFIG, indent=1))
     fit(args, tokenizer)
+
+
+def rate(args: argparse.Namespace, step: int) -> float:
+    """The learning rate as a share of its peak."""
+    if step >= args.steps:
+        return 0.5 * (1 - (step - args.steps) / args.drill_steps)
+    return min(1.0, (step + 1) / 60) * min(1.0, (args.steps - step) / max(1, args.steps - args.decay_at))
 
 
 def fit(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
@@ -261,13 +271,14 @@ def fit(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
     print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     held_out = [b for b, _ in zip(batches(tokenizer, args.seed + 1, 3072), range(12), strict=False)]
     stream = batches(tokenizer, args.seed, args.batch_tokens)
-    for _ in range(note["steps"]):
-        next(stream)
+    drill = batches(tokenizer, args.seed + 2, args.batch_tokens, DRILL)
+    for step in range(note["steps"]):
+        next(stream if step < args.steps else drill)
     started, seen, mean = time.monotonic(), 0, 0.0
-    while note["steps"] < args.steps:
+    while note["steps"] < args.steps + args.drill_steps:
         step = note["steps"]
-        ids, weights = next(stream)
-        share = min(1.0, (step + 1) / 60) * min(1.0, (args.steps - step) / max(1, args.steps - args.decay_at))
+        ids, weights = next(stream if step < args.steps else drill)
+        share = rate(args, step)
         for optimiser, peak in zip(optimisers, peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * share
         loss = loss_of(model, ids, weights)
@@ -283,7 +294,7 @@ def fit(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
             print(
                 f"step {step + 1} loss {mean:.4f} {seen / (time.monotonic() - started):.0f} tok/s", flush=True
             )
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps + args.drill_steps:
             with torch.no_grad():
                 note["loss_held_out"] = round(
                     float(np.mean([loss_of(model, *b).item() for b in held_out])), 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import uvloop
+
 from groundswell.driver import Driver
 
 
@@ -52,6 +54,21 @@ async def test_it_wakes_when_it_asked_and_only_the_earliest_time_counts() -> Non
     await asyncio.wait_for(woken.wait(), 5)
     assert machine.seen == ["x", "x", "x", "tick"]
     driver.close()
+
+
+def test_a_time_that_has_come_already_is_waited_for_on_uvloop() -> None:
+    """uvloop gives no timer for it, only a handle: one that is asked when it fires failed whoever fed it."""
+
+    async def feeds() -> list[str]:
+        machine = Machine(wake_s=0.0)
+        driver = Driver(machine, lambda effect: None, "tick")
+        driver.feed("a")
+        driver.feed("b")
+        await asyncio.sleep(0.01)
+        return machine.seen
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(feeds()) == ["a", "b", "tick"]
 
 
 async def test_a_defect_in_one_step_or_effect_does_not_stop_the_others() -> None:

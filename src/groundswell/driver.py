@@ -57,7 +57,8 @@ class Driver(Generic[EventT, EffectT]):
         self._loop = asyncio.get_running_loop()
         self._queue: deque[EventT] = deque()
         self._stepping = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None  # uvloop's for a time that has come is no TimerHandle.
+        self._timer_s = 0.0
         self._closed = False
 
     def feed(self, event: EventT) -> None:
@@ -108,10 +109,10 @@ class Driver(Generic[EventT, EffectT]):
         if wake_s is None or wake_s == math.inf or self._closed:
             return
         if self._timer is not None:
-            if self._timer.when() <= wake_s:
+            if self._timer_s <= wake_s:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(wake_s, self._wake)
+        self._timer, self._timer_s = self._loop.call_at(wake_s, self._wake), wake_s
 
     def _wake(self) -> None:
         self._timer = None

@@ -129,8 +129,9 @@ def _video(task: Task, rung: Rung, threads: int) -> list[str]:
         "-c:v", "libx264", "-preset", "veryfast", "-profile:v", "high", "-threads", str(threads),
         "-crf", str(rung.crf), "-maxrate", f"{rung.maxrate_kbps}k", "-bufsize", f"{2 * rung.maxrate_kbps}k",
         "-g", str(gop), "-keyint_min", str(gop), "-sc_threshold", "0",
-        # The rate is named, since a guess from a short last segment would give that one another header.
-        "-x264-params", f"fps={task.rate[0]}/{task.rate[1]}",
+        # The rate is named, since a guess from a short last segment would give that one another header. The
+        # buffer begins as full as it is on average: x264's 0.9 gave every segment 6 to 8 per cent more bytes.
+        "-x264-params", f"fps={task.rate[0]}/{task.rate[1]}:vbv-init=0.6",
         "-fps_mode", "passthrough", "-enc_time_base", "1:90000", "-video_track_timescale", "90000",
     ]  # fmt: skip
 

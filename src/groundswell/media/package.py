@@ -16,10 +16,15 @@ from typing import Any
 
 from groundswell.media import fmp4, hls
 from groundswell.media.encode import TICKS_PER_S, Task
-from groundswell.model.errors import UpstreamError
+from groundswell.model.errors import Overloaded, UpstreamError
+
+FREE_BYTES_MIN = 256 << 20  # Kept free for the database, which often lies on the same disk.
 
 
 def adopt(folder: Path, source: Path) -> None:
+    # Its segments and its result each take about as much again.
+    if shutil.disk_usage(folder.parent).free < FREE_BYTES_MIN + 3 * source.stat().st_size:
+        raise Overloaded("There is no room for this video.", code="storage_full", retry_after_s=60)
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
         os.link(source, folder / "source")

@@ -133,6 +133,22 @@ async def test_a_body_that_stops_is_answered_with_408(gateway: Gateway, path: by
     assert refused(await gateway.raw(post(path=path, auth=auth)[:-5])) == (408, "request_timeout")
 
 
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/nodes"])
+async def test_an_answer_before_the_body_says_that_the_connection_closes(
+    gateway: Gateway, path: bytes
+) -> None:
+    """A client that is not told sends its next request into the closing connection, and loses it."""
+    head, _, body = post(path=path, auth=b"").partition(b"\r\n\r\n")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(head + b"\r\n\r\n")
+    answer = await reader.readuntil(b"\r\n\r\n")
+    writer.write(body)
+    answer += await reader.read()
+    assert refused(answer) == (401, "invalid_api_key")
+    assert b"connection: close" in answer
+    writer.close()
+
+
 async def test_idle_connections_are_closed(gateway: Gateway) -> None:
     """Sockets that say nothing would otherwise use up the file descriptors."""
     assert await gateway.raw(b"") == b""

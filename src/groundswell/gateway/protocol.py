@@ -14,6 +14,7 @@ import asyncio
 import re
 import urllib.parse
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httptools
@@ -341,7 +342,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """uvicorn calls this when it is a request's turn."""
         if not isinstance(cycle, HotCycle):
-            super()._start_asgi_task(cycle, app)
+            super()._start_asgi_task(cycle, partial(_honest, cycle, app))
             return
         cycle.turn = True
         self._turn = cycle
@@ -478,3 +479,20 @@ class GatewayProtocol(HttpToolsProtocol):
         per_mib_s = self._limits.body_s_per_mib if hot else self._limits.upload_s_per_mib
         allowed_s = self._limits.body_s + per_mib_s * self._body_bytes / MIB
         return self._body_began_s + allowed_s - self.loop.time()
+
+
+async def _honest(cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Run ``app``; an answer that begins before the body is all here says that the connection closes after
+    it. A client that does not know would send its next request into the closing connection."""
+
+    async def telling(message: Any) -> None:
+        if message["type"] != "http.response.start" or not cycle.more_body:
+            await send(message)
+            return
+        message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        keep_alive = cycle.keep_alive
+        await send(message)
+        # uvicorn would close at once and so destroy the answer; ``_close`` listens until the client has it.
+        cycle.keep_alive = keep_alive
+
+    await app(scope, receive, telling)

@@ -188,6 +188,12 @@ def _configured(engine: UrlEngine, config: Config) -> AddedEngine:
                 code="invalid_setting",
                 param="engines.key_file",
             ) from error
+        if not _fits_header(key):
+            raise BadRequest(
+                f"The key file of engine {engine.id} must hold one line of printable ASCII.",
+                code="invalid_setting",
+                param="engines.key_file",
+            )
     price = (engine.prices or config.prices).price()
     return AddedEngine(engine.id, engine.url, key, engine.aliases, price, engine.slots)
 
@@ -216,10 +222,15 @@ def _requested(request: Mapping[str, Any], taken: Mapping[str, Any], config: Con
 def _text(request: Mapping[str, Any], name: str, length_max: int) -> str | None:
     value = request.get(name)
     if value is not None and not (
-        isinstance(value, str) and 0 < len(value) <= length_max and value.isprintable()
+        isinstance(value, str) and len(value) <= length_max and _fits_header(value)
     ):
-        raise BadRequest(f"{name} must be 1 to {length_max} printable characters.", param=name)
+        raise BadRequest(f"{name} must be 1 to {length_max} printable ASCII characters.", param=name)
     return value
+
+
+def _fits_header(text: str) -> bool:
+    """Whether it can be sent as a header's value, with nothing smuggled in."""
+    return text != "" and text.isascii() and text.isprintable()
 
 
 def _checked_url(url: str) -> str:
@@ -229,7 +240,8 @@ def _checked_url(url: str) -> str:
         port_is_fine = parts.port is None or parts.port > 0
     except ValueError:
         parts, port_is_fine = urlsplit(""), False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or len(url) > 2048:
+    is_plain = _fits_header(url) and " " not in url and len(url) <= 2048
+    if not is_plain or parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
         raise BadRequest("The URL must look like http://box:11434.", param="url")
     if parts.username is not None or parts.query or parts.fragment:
         raise BadRequest(

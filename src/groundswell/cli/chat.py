@@ -9,7 +9,7 @@ import typer
 
 from groundswell.cli.client import Client
 from groundswell.cli.profile import need_profile
-from groundswell.cli.screen import out, say
+from groundswell.cli.screen import piece, say
 from groundswell.cli.settings import settings
 
 
@@ -57,8 +57,8 @@ def _turn(client: Client, messages: list[dict[str, str]], prompt: str, options: 
     answer = ""
     for event in client.events("/v1/chat/completions", {"messages": messages, "stream": True, **options}):
         for choice in event["choices"]:
-            piece = choice["delta"].get("content") or ""
-            answer += piece
-            out.print(piece, end="", markup=False, soft_wrap=True)
+            text = choice["delta"].get("content") or ""
+            answer += text
+            piece(text)
     say()
     messages.append({"role": "assistant", "content": answer})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from groundswell.cli.client import AnswerError, Client
 from groundswell.cli.profile import need_profile
-from groundswell.cli.screen import out, say, table
+from groundswell.cli.screen import out, paste, say, table
 from groundswell.cli.settings import settings
 from groundswell.model.errors import BadRequest
 from groundswell.model.money import dollars
@@ -65,13 +66,8 @@ def register(app: typer.Typer) -> None:
     @jobs.command()
     def show(job_id: str) -> None:
         """Everything known about a job, as JSON."""
-        import json
-
-        say(
-            json.dumps(
-                Client(need_profile(settings.config.folder)).call("GET", f"/v1/transcodes/{job_id}"), indent=2
-            )
-        )
+        job = Client(need_profile(settings.config.folder)).call("GET", f"/v1/transcodes/{job_id}")
+        paste(json.dumps(job, indent=2))
 
     @jobs.command()
     def fetch(
@@ -137,7 +133,7 @@ def fetch_files(client: Client, job_id: str, folder: Path) -> None:
             if not target.exists():
                 client.download(f"/v1/transcodes/{job_id}/files/{name}", target)
             progress.advance(task)
-    say(f"{folder}/master.m3u8")
+    paste(f"{folder}/master.m3u8")
 
 
 def _bar() -> Progress:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from groundswell.cli.screen import say, table
+from groundswell.cli.screen import paste, say, table
 from groundswell.cli.settings import settings
 from groundswell.model.errors import BadRequest
 
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
             token, _ = await ring.create(tenant, name, scope or ["inference", "video"], lifetime_s)
             return token
 
-        say(_with_ring(make))
+        paste(_with_ring(make))
 
     @keys.command("list")
     def list_() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
@@ -82,9 +83,24 @@ def _log_file(config: Config) -> TextIO:
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / "groundswell.log"
-    if path.exists():
+    log = _locked(path)
+    if log is not None and path.stat().st_size:
         path.replace(folder / "groundswell.log.1")
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", buffering=1)
+        log.close()
+        log = _locked(path)
+    # Another run is writing it: nothing is moved away under its hands, and the store will refuse this one.
+    return log or open(os.devnull, "w")
+
+
+def _locked(path: Path) -> TextIO | None:
+    """A file to append to, readable by its owner only and held by this process; None if another holds it."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", buffering=1)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def _run(config: Config, log: TextIO, show: Callable[[Service, Profile], Awaitable[None]]) -> None:

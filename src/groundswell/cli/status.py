@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from groundswell.cli.client import Client
 from groundswell.cli.nodes import HEADINGS, rows
@@ -54,5 +55,5 @@ def _picture(answer: dict[str, Any]) -> Table:
         grid.add_column(heading)
     for node in answer["data"]:
         for row in rows(node):
-            grid.add_row(*(str(cell).replace("[", r"\[") for cell in row))
+            grid.add_row(*(Text(str(cell)) for cell in row))
     return grid

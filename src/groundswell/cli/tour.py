@@ -13,7 +13,7 @@ import httpx
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from groundswell.cli.profile import Profile
-from groundswell.cli.screen import out, say, table
+from groundswell.cli.screen import out, paste, piece, say
 from groundswell.model.errors import UpstreamError
 from groundswell.model.money import cost_nano, dollars
 
@@ -61,7 +61,7 @@ async def _chat(service: Service, client: httpx.AsyncClient) -> None:
             if line.startswith("data: {"):
                 event = json.loads(line.removeprefix("data: "))
                 for choice in event.get("choices", ()):
-                    out.print(choice["delta"].get("content") or "", end="", markup=False, soft_wrap=True)
+                    piece(choice["delta"].get("content") or "")
     say()
     finish = service.finished.get(response.headers["x-request-id"])
     if finish is not None:
@@ -112,12 +112,12 @@ def _report(job: dict[str, Any], took_s: float) -> None:
 
 def _examples(profile: Profile, playback_url: str) -> None:
     say("\nUse it", style="bold")
-    table(
-        ["what", "value"],
-        [["base URL", f"{profile.base_url}/v1"], ["API key", profile.api_key], ["the video", playback_url]],
-    )
-    say(
-        f"""
+    paste(
+        f"""\
+  base URL   {profile.base_url}/v1
+  API key    {profile.api_key}
+  the video  {playback_url}
+
   curl {profile.base_url}/v1/chat/completions -H "Authorization: Bearer {profile.api_key}" \\
     -H "Content-Type: application/json" \\
     -d '{{"model": "builtin", "messages": [{{"role": "user", "content": "What is a gateway?"}}]}}'

@@ -104,7 +104,11 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            raise Conflict("Another gateway is using this database.", code="store_in_use") from error
+            raise Conflict(
+                f"Another gateway is using {self.path}. Stop it first, or give this one a data folder of its "
+                "own (GROUNDSWELL_DATA).",
+                code="store_in_use",
+            ) from error
         self._lock_file = file
 
     async def write(self, function: Callable[[Connection], T]) -> T:

@@ -18,6 +18,7 @@ import typer
 from markdown.extensions.toc import slugify
 
 import groundswell.cli
+from groundswell.config import load
 from groundswell.core.dispatch import Reason
 from groundswell.gateway import video
 from groundswell.gateway.app import Operations, application
@@ -46,6 +47,28 @@ def test_the_settings_page_is_what_the_settings_say() -> None:
     script: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert page("reference/settings.md") == script.page(), "run: .venv/bin/python scripts/reference.py"
+
+
+def test_the_settings_that_pages_show_are_taken(tmp_path: Path) -> None:
+    """What is pasted into a settings file works."""
+    blocks = [
+        block
+        for path in PAGES
+        for block in re.findall(r"^```toml\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.DOTALL)
+    ]
+    assert blocks
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block, encoding="utf-8")
+        load(file, env={})
+
+
+def test_every_make_target_that_pages_name_exists() -> None:
+    """A command that is gone is not recommended."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for path in PAGES:
+        for target in re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8")):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{path.name}: make {target}"
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:

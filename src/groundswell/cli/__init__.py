@@ -11,19 +11,31 @@ import typer
 from groundswell.cli.settings import settings
 from groundswell.model.errors import GroundswellError
 
-app = typer.Typer(
-    name="groundswell",
-    help="Turn any set of computers into one elastic service for generative AI and video.\n\n"
-    "Start with `groundswell up`: a gateway, three nodes, a real chat answer and a real transcode on this "
-    "machine. Then add your own engines with `groundswell nodes add http://box:11434`.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+HELP = """Turn any set of computers into one elastic service for generative AI and video.
+
+Start with `groundswell up`: a gateway, three nodes, a real chat answer and a real transcode on this machine.
+Then add your own engines with `groundswell nodes add http://box:11434`.
+"""
 
 
-@app.callback()
+def application() -> typer.Typer:
+    """All commands."""
+    # Here and not at the top of the file: whoever imports one family does not pay for the others.
+    from groundswell.cli import chat, doctor, jobs, keys, nodes, service, status, version
+
+    app = typer.Typer(
+        help=HELP,
+        callback=_options,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+    for family in (service, chat, jobs, nodes, keys, status, doctor, version):
+        family.register(app)
+    return app
+
+
 def _options(
     config: Annotated[
         Path | None,
@@ -33,23 +45,13 @@ def _options(
     settings.path = config
 
 
-def _join() -> None:
-    # Here and not at the top of the file: each family imports the application's help texts lazily enough
-    # already, and a cycle through `app` is avoided.
-    from groundswell.cli import chat, doctor, jobs, keys, nodes, service, status, version
-
-    for family in (service, chat, jobs, nodes, keys, status, doctor, version):
-        family.register(app)
-
-
 def main(started_s: float) -> int:
     """Run the command line; the exit status. Errors are one sentence on stderr, never a stack.
 
     ``started_s`` is when the process began, by ``time.monotonic``."""
     settings.started_s = started_s
-    _join()
     try:
-        result: Any = app(standalone_mode=False)
+        result: Any = application()(standalone_mode=False, prog_name="groundswell")
     except GroundswellError as error:
         print(f"groundswell: {error.message}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ from groundswell.cli.client import Client
 from groundswell.cli.profile import need_profile
 from groundswell.cli.screen import piece, say
 from groundswell.cli.settings import settings
+from groundswell.model.errors import BadRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -30,13 +31,17 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Talk to a model and see the answer as it comes.
 
-        A prompt on standard input works too: echo "What is a gateway?" | groundswell chat
+        \b
+          groundswell chat "What is a gateway?"
+          echo "What is a gateway?" | groundswell chat
         """
         client = Client(need_profile(settings.config.folder))
         messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         options = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
         if prompt is None and not sys.stdin.isatty():
             prompt = sys.stdin.read().strip()
+            if not prompt:
+                raise BadRequest("There is no question: standard input is empty.", param="prompt")
         if prompt is not None:
             _turn(client, messages, prompt, options)
             return

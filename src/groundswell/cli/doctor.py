@@ -15,10 +15,10 @@ from pathlib import Path
 import typer
 
 from groundswell.cli.client import Client
-from groundswell.cli.profile import load_profile, profile_path
+from groundswell.cli.profile import need_profile, profile_path
 from groundswell.cli.screen import say
 from groundswell.cli.settings import settings
-from groundswell.model.errors import GroundswellError
+from groundswell.model.errors import GroundswellError, NotFound
 
 FREE_BYTES_MIN = 1 << 30
 SQLITE_MIN = (3, 35)  # RETURNING, which the store's claims use.
@@ -37,7 +37,10 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def doctor() -> None:
-        """Check this machine and the gateway; say how to mend what is wrong. Exit status 1 if anything is."""
+        """Check this machine and the gateway, and say how to mend what is wrong.
+
+        Exit status 1 if anything is.
+        """
         findings = [check() for check in CHECKS]
         for finding in findings:
             say(
@@ -126,8 +129,9 @@ def check_embeddings() -> Finding:
 
 def check_gateway() -> Finding:
     try:
-        profile = load_profile(settings.config.folder)
-        if profile is None:
+        try:
+            profile = need_profile(settings.config.folder)
+        except NotFound:
             return Finding("no gateway was started here yet; `groundswell up` does")
         client = Client(profile)
         try:

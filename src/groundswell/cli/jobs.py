@@ -20,6 +20,7 @@ from groundswell.model.money import dollars
 
 ENDS = frozenset({"done", "failed", "cancelled"})
 POLL_S = 0.5
+JOB_ID = Annotated[str, typer.Argument(help="The id as `jobs list` shows it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +44,10 @@ def register(app: typer.Typer) -> None:
         """Upload a video, have it transcoded into an HLS ladder over all nodes, and fetch the result.
 
         Interrupting the wait does not stop the job: `groundswell jobs fetch ID` goes on with it.
+
+        \b
+          groundswell transcode holiday.mp4
+          groundswell transcode holiday.mp4 --rungs 720p,360p --output web
         """
         client = Client(need_profile(settings.config.folder))
         job = submit(client, file, rungs)
@@ -53,8 +58,8 @@ def register(app: typer.Typer) -> None:
         fetch_files(client, job["id"], output or file.with_suffix(".hls"))
 
     @jobs.command("list")
-    def list_(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
-        """The newest jobs first."""
+    def list_(limit: Annotated[int, typer.Option(help="So many at most.", min=1, max=100)] = 20) -> None:
+        """The jobs, newest first: how far they are and what they cost."""
         client = Client(need_profile(settings.config.folder))
         page = client.call("GET", "/v1/transcodes", params={"limit": limit})
         rows = [
@@ -64,22 +69,25 @@ def register(app: typer.Typer) -> None:
         table(["id", "status", "progress", "cost"], rows)
 
     @jobs.command()
-    def show(job_id: str) -> None:
+    def show(job_id: JOB_ID) -> None:
         """Everything known about a job, as JSON."""
         job = Client(need_profile(settings.config.folder)).call("GET", f"/v1/transcodes/{job_id}")
         paste(json.dumps(job, indent=2))
 
     @jobs.command()
     def fetch(
-        job_id: str, output: Annotated[Path | None, typer.Option(help="Folder for the result.")] = None
+        job_id: JOB_ID,
+        output: Annotated[
+            Path | None, typer.Option(help="Folder for the result; default: the job's id + .hls.")
+        ] = None,
     ) -> None:
-        """Wait for a job and fetch its files."""
+        """Wait for a job and fetch its files. What is in the folder already is not fetched again."""
         client = Client(need_profile(settings.config.folder))
         follow(client, job_id)
         fetch_files(client, job_id, output or Path(f"{job_id}.hls"))
 
     @jobs.command()
-    def cancel(job_id: str) -> None:
+    def cancel(job_id: JOB_ID) -> None:
         """Stop a job. What was done so far is charged, nothing more."""
         job = Client(need_profile(settings.config.folder)).call("POST", f"/v1/transcodes/{job_id}/cancel")
         say(f"{job['id']} {job['status']}")

@@ -37,7 +37,11 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(help="Lifetime such as 12h, 30d or 8w; default: no end.")
         ] = None,
     ) -> None:
-        """Make a key. It is shown this once: only its fingerprint is kept."""
+        """Make a key. It is shown this once: only its fingerprint is kept.
+
+        \b
+          groundswell keys create laptop --scope inference --expires 30d
+        """
         from groundswell.store.keys import KeyRing
 
         lifetime_s = None if expires is None else _lifetime_s(expires)
@@ -50,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
     @keys.command("list")
     def list_() -> None:
-        """List the keys: everything about them but the keys themselves."""
+        """List the keys: what for, whose, until when. The keys themselves are not kept."""
         from groundswell.store.keys import KeyRing
 
         async def read(ring: KeyRing) -> list[ApiKey]:

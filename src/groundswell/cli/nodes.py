@@ -41,6 +41,10 @@ def register(app: typer.Typer) -> None:
         """Add an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, LM Studio, TGI and others.
 
         It is probed first; the next request can land there. It stays added over restarts.
+
+        \b
+          groundswell nodes add http://box:11434
+          groundswell nodes add http://box:8000 --key sk-... --alias chat=Qwen/Qwen3-8B
         """
         body = {"url": url, "key": key, "aliases": aliases(alias), "slots": slots, "fingerprint": fingerprint}
         client = Client(need_profile(settings.config.folder))
@@ -54,20 +58,27 @@ def register(app: typer.Typer) -> None:
         key: KEY = None,
         alias: ALIAS = None,
     ) -> None:
-        """Probe a server from this machine and print what it can do."""
+        """Probe a server from this machine and print what it can do.
+
+        \b
+          groundswell nodes test http://box:11434
+        """
         from groundswell.wiring import probe_url
 
         show(asyncio.run(probe_url(url, key, aliases(alias))))
 
     @nodes.command("list")
     def list_() -> None:
-        """All nodes, their engines and models."""
+        """All nodes, their engines and models, and which of them can go on with a broken stream."""
         answer = Client(need_profile(settings.config.folder)).call("GET", "/v1/nodes")
         table(HEADINGS, [row for node in answer["data"] for row in rows(node)])
 
     @nodes.command("rm")
     def remove(node_id: Annotated[str, typer.Argument(help="The id as `nodes list` shows it.")]) -> None:
-        """Remove an engine that was added by URL; its running requests move elsewhere."""
+        """Remove an engine that was added by URL; its running requests move elsewhere.
+
+        The server itself goes on running. Nodes of the settings are removed there.
+        """
         Client(need_profile(settings.config.folder)).call("DELETE", f"/v1/nodes/{node_id}")
         say(f"removed {node_id}")
 

@@ -39,7 +39,14 @@ def register(app: typer.Typer) -> None:
         port: PORT = None,
         tour: Annotated[bool, typer.Option(help="Do the main job before your eyes after the start.")] = True,
     ) -> None:
-        """Start a gateway with three local nodes, show what it can do, and stay up until Ctrl-C."""
+        """Start a gateway with three local nodes, show what it can do, and stay up until Ctrl-C.
+
+        The second start on the same data is ready in seconds and keeps its keys, jobs and added engines.
+
+        \b
+          groundswell up
+          groundswell up --port 9000 --no-tour
+        """
         from groundswell.cli.tour import banner, give_tour
 
         async def show(service: Service, profile: Profile) -> None:

@@ -62,10 +62,12 @@ class Fleet:
 
     async def remove(self, node_id: str) -> None:
         """Remove an engine that was added. Raises ``NotFound``, also for nodes of the settings."""
-        if node_id in self._nodes and node_id not in {one.id for one in await self._added.list()}:
-            raise NotFound(
-                f"{node_id} comes from the settings; remove it there.", code="node_not_added", param="id"
-            )
+        if node_id not in {one.id for one in await self._added.list()}:
+            if node_id in self._nodes:
+                raise NotFound(
+                    f"{node_id} comes from the settings; remove it there.", code="node_not_added", param="id"
+                )
+            raise NotFound(f"There is no node {node_id!r}.", code="engine_not_found", param="id")
         await self._added.remove(node_id)
         runtime = self._nodes.pop(node_id, None)
         if runtime is not None:

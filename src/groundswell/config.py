@@ -104,7 +104,7 @@ class LocalEngine(Section, frozen=True, kw_only=True):
 
     kind: Annotated[Literal["builtin", "emulated", "embeddings", "transcode"], described("Which engine.")]
     slots: Annotated[Count | None, described("Works at a time; unset takes what the engine says.")] = None
-    model: Annotated[str, described("Public name of its model; empty takes the engine's own.")] = ""
+    model: Annotated[str, described("Only `emulated`: the name of its model; empty is `emulated`.")] = ""
     profile: Annotated[
         str, described("Only `emulated`: the GPU and model that it behaves like, such as `h100-8b`.")
     ] = ""

@@ -20,7 +20,7 @@ engine that gets a free slot or reports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -72,9 +72,6 @@ class Ask:
     draw: int
     hint: Engine | None = None
     avoid: frozenset[tuple[str, int, str, int]] = frozenset()
-
-
-Policy = Callable[["Pool", Ask], list[Seat]]
 
 
 def need_of(work: Work, fingerprint: str = "") -> Need:

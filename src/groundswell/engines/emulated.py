@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="groundswell serve emulated", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default="emulated", help="the name that it goes by")
     parser.add_argument("--profile", default="h100-8b", choices=sorted(PROFILES))
     parser.add_argument("--speed", type=float, default=1.0)
     parser.add_argument("--slots", type=int, default=0)

@@ -22,8 +22,10 @@ from groundswell.gateway.pipeline import ASGIApp, Guard, Observe, Pipeline, acce
 from groundswell.gateway.relay import NodeView
 from groundswell.model.errors import InternalError, NotFound
 from groundswell.model.node import Capability
+from groundswell.model.work import Kind
 from groundswell.store.keys import Scope
 
+TRANSCODES = frozenset({Kind.TRANSCODE})
 READY_AGE_S = 10.0  # A node that was not heard of for longer counts as dead.
 
 # Paths of the OpenAI API whose nearest neighbour is not the one that is spelled most alike.
@@ -131,7 +133,8 @@ class _Models:
             for engine in view.report.engines:
                 if engine.healthy:
                     for capability in engine.capabilities:
-                        found.setdefault(capability.model, capability)
+                        if capability.kinds != TRANSCODES:  # No model that an OpenAI client could ask for.
+                            found.setdefault(capability.model, capability)
         return found
 
     def _entry(self, capability: Capability) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from groundswell.model.errors import (
 )
 
 RETRY_AFTER_MIN_S = 1.0
-RETRY_AFTER_MAX_S = 60.0  # The official clients obey up to 120 s and give up above it.
-RETRY_AFTER_JITTER = 0.2
+RETRY_AFTER_MAX_S = 120.0  # The official clients obey up to 120 s and give up above it.
+# Where the dispatcher predicts no time; its own predictions are spread by the request's draw already.
+RETRY_AFTER_S, RETRY_AFTER_SPREAD_S = 1.5, 1.0
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -82,9 +83,10 @@ def headers(error: GroundswellError) -> Headers:
     if not error.retry:
         lines.append((b"x-should-retry", b"false"))
         return lines
-    wait_s = min(max(error.retry_after_s or RETRY_AFTER_MIN_S, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S)
-    spread = 1 - RETRY_AFTER_JITTER + 2 * RETRY_AFTER_JITTER * secrets.randbelow(1001) / 1000
-    wait_ms = int(min(max(wait_s * spread, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S) * 1000)
+    wait_s = error.retry_after_s
+    if wait_s is None:
+        wait_s = RETRY_AFTER_S + RETRY_AFTER_SPREAD_S * secrets.randbelow(1001) / 1000
+    wait_ms = int(min(max(wait_s, RETRY_AFTER_MIN_S), RETRY_AFTER_MAX_S) * 1000)
     lines.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
     lines.append((b"retry-after-ms", b"%d" % wait_ms))
     return lines
@@ -172,7 +174,7 @@ def _cancelled(_finish: Finish, _model: str, _error: GroundswellError | None) ->
 
 
 def _shutting_down(_finish: Finish, _model: str, _error: GroundswellError | None) -> GroundswellError:
-    return Overloaded("This server is shutting down.", code="shutting_down", retry_after_s=2.0)
+    return Overloaded("This server is shutting down.", code="shutting_down")
 
 
 _BY_REASON: dict[str, Callable[[Finish, str, GroundswellError | None], GroundswellError]] = {

@@ -79,7 +79,7 @@ class TextPaths:
     def begin(self, cycle: HotCycle) -> None:
         """Accept a complete request. Raises what the client is to see."""
         if self.draining:
-            raise Overloaded("This server is shutting down.", code="shutting_down", retry_after_s=2.0)
+            raise Overloaded("This server is shutting down.", code="shutting_down")
         request, body = schema.parse(cycle.kind, cycle.body)
         assert cycle.principal is not None, "a request begins only after its caller is known"
         caller = cycle.principal

@@ -8,7 +8,6 @@
     ├── Conflict      409       an idempotency key used for another body, a state that forbids it
     ├── TooLarge      413       a body, header or file over its limit
     ├── Unprocessable 422       well formed, but the media or URL in it cannot be used
-    ├── RateLimited   429       the caller is over a limit
     ├── UpstreamError 502       an engine failed and nothing else can finish the work
     ├── Overloaded    503       capacity is missing; ``retry_after_s`` says when to come back
     ├── DeadlineError 504       accepted, but not started or finished in time
@@ -73,10 +72,6 @@ class TooLarge(GroundswellError):
 
 class Unprocessable(GroundswellError):
     status, kind, default_code = 422, "invalid_request_error", "media_rejected"
-
-
-class RateLimited(GroundswellError):
-    status, kind, default_code, retry = 429, "rate_limit_error", "rate_limit_exceeded", True
 
 
 class UpstreamError(GroundswellError):

@@ -95,6 +95,33 @@ async def test_a_second_attempt_goes_on_under_the_first_ones_name(gateway: Gatew
     assert events[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize("nonsense", [b"data: hello\n\n", b'data: {"choices": [7]}\n\n'])
+async def test_nonsense_that_was_held_to_the_end_is_an_error(gateway: Gateway, nonsense: bytes) -> None:
+    """What is only looked at when the work is done must not leave its client waiting for ever."""
+    stream = Stream(gateway)
+    work = await stream.begin()
+    stream.script.offer(work)
+    stream.script.send(work, nonsense, tokens=0)
+    stream.script.done(work, Usage(7, 0))
+    assert stream._task is not None
+    response = await asyncio.wait_for(stream._task, 5)
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize("answer", [b'{"x": 1}', b'{"choices": null}', b'{"choices": [7]}', b"[]"])
+async def test_an_answer_without_choices_is_an_error(gateway: Gateway, answer: bytes) -> None:
+    """A client that reads ``choices[0]`` must meet an error that it knows, not a crash of its own."""
+    stream = Stream(gateway, stream=False)
+    work = await stream.begin()
+    stream.script.offer(work)
+    stream.script.send(work, answer, tokens=0)
+    stream.script.done(work, Usage(7, 0))
+    assert stream._task is not None
+    response = await asyncio.wait_for(stream._task, 5)
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_error")
+
+
 async def test_a_restart_before_the_first_content_leaves_no_trace(gateway: Gateway) -> None:
     """The role of an attempt that died before it said anything is not sent; failover is free until then."""
     stream = Stream(gateway)

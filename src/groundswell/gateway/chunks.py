@@ -38,7 +38,7 @@ Event = dict[str, Any]
 def events(data: bytes) -> list[Event]:
     """The JSON events in complete SSE blocks; comments and ``[DONE]`` left out.
 
-    Raises ``UpstreamError`` for what is not JSON.
+    Raises ``UpstreamError`` for what is not JSON, or has no objects as choices.
     """
     found: list[Event] = []
     for block in _BETWEEN_EVENTS.split(data):
@@ -51,8 +51,18 @@ def events(data: bytes) -> list[Event]:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise UpstreamError("The engine sent a chunk that is not JSON.") from None
         if isinstance(event, dict):
+            if not _is_sound(event.get("choices")):
+                raise UpstreamError("The engine sent a chunk whose choices are none.")
             found.append(event)
     return found
+
+
+def _is_sound(choices: Any) -> bool:
+    """Whether what reads an event finds objects where the interface has them."""
+    return choices is None or (
+        isinstance(choices, list)
+        and all(isinstance(one, dict) and isinstance(one.get("delta") or {}, dict) for one in choices)
+    )
 
 
 def encode(event: Event) -> bytes:

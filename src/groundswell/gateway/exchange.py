@@ -156,6 +156,8 @@ def _public_answer(data: bytes, work: Work, finish: Finish) -> bytes:
                 {key: value for key, value in choice.items() if key in _CHOICE_KEYS} for choice in choices
             ]
             answer["choices"] = msgspec.Raw(msgspec.json.encode(kept))
+        wanted = "data" if work.kind is Kind.EMBEDDING else "choices"
+        msgspec.json.decode(answer.get(wanted, b"null"), type=list[dict[str, msgspec.Raw]])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The engine's answer is not what its interface promises.") from None
     answer["model"] = msgspec.Raw(msgspec.json.encode(work.model))
@@ -281,10 +283,11 @@ class StreamExchange(_Exchange):
         if self._cycle is None:
             return
         if finish.state is WorkState.DONE:
-            if self._held:
-                self._pass_on(b"".join(self._held))
-            if self._seam is not None:
-                self._write(self._seam.rest())
+            try:
+                self._let_go()
+            except UpstreamError as broken:
+                self._fail(Finish(self._work.id, WorkState.FAILED, broken.code), broken)
+                return
         elif self._ended_as is None:
             self._fail(finish, error)
             return
@@ -292,6 +295,13 @@ class StreamExchange(_Exchange):
         if self._asked.include_usage:
             last = self._chunks.usage_chunk(self._totals(finish))
         self._end(last + DONE)
+
+    def _let_go(self) -> None:
+        """What was held back until now is all that comes. Raises ``UpstreamError`` if it is malformed."""
+        if self._held:
+            self._pass_on(b"".join(self._held))
+        if self._seam is not None:
+            self._write(self._seam.rest())
 
     def gone(self) -> None:
         self._timer.cancel()

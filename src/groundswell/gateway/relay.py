@@ -245,6 +245,11 @@ class Relay:
             exchange.finish(finish, error)
         except Exception:
             _log.exception("an exchange failed at its end", extra={"work_id": finish.work_id})
+            if finish.state is WorkState.DONE:
+                # Its client must not wait for ever: an end as failed writes nothing but the error.
+                broken = InternalError("The gateway failed on this request.")
+                failed = Finish(finish.work_id, WorkState.FAILED, broken.code)
+                self._finish_exchange(exchange, failed, broken)
 
     # --- what is held ---
 

@@ -175,8 +175,8 @@ class HotCycle:
             return
         self.code = error.code
         if self.started:
+            # The event says it all. The connection stays: its head did not say that it would close.
             self.write(errors.event(error))
-            self.keep_alive = False
             self.end()
         else:
             self.respond(error.status, errors.headers(error), errors.body(error))

@@ -26,7 +26,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,7 +47,7 @@ from groundswell.model.money import Usage
 from groundswell.model.work import Kind, Work, WorkClass, WorkState
 from groundswell.ports import Payload
 from groundswell.store.blobs import Blobs
-from groundswell.store.jobs import Job, Jobs, JobState, NewJob, NewTask, TaskState
+from groundswell.store.jobs import OPEN_JOB, Job, Jobs, JobState, NewJob, NewTask, TaskState
 from groundswell.store.jobs import Task as Claim
 from groundswell.store.ledger import UsageRow
 
@@ -118,15 +118,18 @@ class Transcodes:
     """Runs the transcode jobs of a store. ``run`` works until it is cancelled.
 
     ``owner`` names this gateway in leases; ``fetcher`` is None when sources may not be given by URL.
+    ``on_job`` hears what became of each job: created, done, failed or cancelled.
     """
 
     def __init__(
         self, jobs: Jobs, blobs: Blobs, relay: Relay, root: Path, owner: str,
         fetcher: Fetch | None = None, settings: Settings = Settings(),
+        on_job: Callable[[str], None] = lambda _state: None,
     ) -> None:  # fmt: skip
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.jobs, self.blobs, self.fetcher, self.settings = jobs, blobs, fetcher, settings
         self._relay, self._root, self._owner = relay, root, owner
+        self._on_job = on_job
         self._workers: dict[str, _Worker] = {}
         self._wake = asyncio.Event()
 
@@ -149,12 +152,17 @@ class Transcodes:
         finally:
             if not (created and is_new):
                 await self.discard(job.id)
+        if is_new:
+            self._on_job("created")
         self._wake.set()
         return made, is_new
 
     async def cancel(self, job_id: str, tenant: str | None) -> Job:
         """End a job and stop what runs for it, now. Raises ``NotFound``."""
+        was_open = (await self.jobs.get(job_id, tenant)).state in OPEN_JOB
         job = await self.jobs.cancel(job_id, tenant)
+        if was_open:
+            self._on_job(job.state)
         for worker in list(self._workers.values()):
             if worker.claim.job_id == job_id:
                 worker.lost = True
@@ -277,6 +285,7 @@ class Transcodes:
         with contextlib.suppress(GroundswellError):
             state = await self.jobs.retry(claim.id, claim.fence, told, attempts)
             if state is TaskState.FAILED:
+                self._on_job(JobState.FAILED)
                 await self._stop_others(claim.job_id)
 
     async def _stop_others(self, job_id: str) -> None:
@@ -396,6 +405,7 @@ class Transcodes:
         )
         if not ended:
             raise Lost
+        self._on_job(JobState.DONE)
         await asyncio.to_thread(shutil.rmtree, self._root / job.id / "work", True)
 
 

@@ -191,7 +191,7 @@ async def _front_door(
     )
     owner = f"gateway-{os.getpid()}-{secrets.token_hex(4)}"
     fetcher = Fetcher() if config.video.fetch else None
-    transcodes = _transcodes(config, state, relay, owner, fetcher)
+    transcodes = _transcodes(config, state, relay, owner, fetcher, metrics)
     operations = Operations(
         nodes=relay.nodes,
         queued=lambda: relay.queued,
@@ -228,7 +228,7 @@ async def _front_door(
 
 
 def _transcodes(
-    config: Config, state: State, relay: Relay, owner: str, fetcher: Fetcher | None
+    config: Config, state: State, relay: Relay, owner: str, fetcher: Fetcher | None, metrics: Metrics
 ) -> Transcodes:
     settings = Settings(
         segment_s=config.video.segment_s,
@@ -237,7 +237,10 @@ def _transcodes(
         keep_s=config.limits.blob_keep_s,
         limits=MediaLimits(config.video.pixels, config.video.streams, config.video.length_s),
     )
-    return Transcodes(state.jobs, state.blobs, relay, config.folder / "jobs", owner, fetcher, settings)
+    return Transcodes(
+        state.jobs, state.blobs, relay, config.folder / "jobs", owner, fetcher, settings,
+        on_job=lambda job_state: metrics.job("transcode", job_state),
+    )  # fmt: skip
 
 
 async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:

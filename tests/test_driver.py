@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import uvloop
@@ -53,6 +54,19 @@ async def test_it_wakes_when_it_asked_and_only_the_earliest_time_counts() -> Non
         driver.feed("x")
     await asyncio.wait_for(woken.wait(), 5)
     assert machine.seen == ["x", "x", "x", "tick"]
+    driver.close()
+
+
+async def test_after_a_standstill_it_hears_others_before_it_judges_them() -> None:
+    """A process that was stopped for a while must not take its own silence for that of all others."""
+    machine = Machine(wake_s=asyncio.get_running_loop().time() + 0.01)
+    driver = Driver(machine, lambda effect: None, "tick", hear_first_s=0.05)
+    driver.feed("a")
+    time.sleep(1.1)  # As SIGSTOP: the loop stands still.
+    await asyncio.sleep(0.01)
+    driver.feed("what was sent meanwhile")
+    await asyncio.sleep(0.1)
+    assert machine.seen == ["a", "what was sent meanwhile", "tick"]
     driver.close()
 
 

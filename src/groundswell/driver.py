@@ -16,6 +16,8 @@ from typing import Generic, Protocol, TypeVar
 
 _log = logging.getLogger(__name__)
 
+LATE_S = 1.0
+
 EventT = TypeVar("EventT")
 EffectT = TypeVar("EffectT")
 _EventIn = TypeVar("_EventIn", contravariant=True)
@@ -45,11 +47,17 @@ class Driver(Generic[EventT, EffectT]):
     """Drives one machine on the running event loop.
 
     ``perform`` must not block and should not raise: an effect that does is logged, and the others go on.
-    ``tick`` is the machine's own event for "time has passed".
+    ``tick`` is the machine's own event for "time has passed". When a tick is more than ``LATE_S`` late, this
+    process itself was stopped or starved: ``hear_first_s`` is how long the machine then first hears what was
+    sent meanwhile, before it is told how late it is and takes everybody for silent.
     """
 
     def __init__(
-        self, machine: Machine[EventT, EffectT], perform: Callable[[EffectT], None], tick: EventT
+        self,
+        machine: Machine[EventT, EffectT],
+        perform: Callable[[EffectT], None],
+        tick: EventT,
+        hear_first_s: float = 0.0,
     ) -> None:
         self._machine = machine
         self._perform = perform
@@ -59,6 +67,8 @@ class Driver(Generic[EventT, EffectT]):
         self._stepping = False
         self._timer: asyncio.Handle | None = None  # uvloop's for a time that has come is no TimerHandle.
         self._timer_s = 0.0
+        self._hear_first_s = hear_first_s
+        self._hearing = False
         self._closed = False
 
     def feed(self, event: EventT) -> None:
@@ -106,7 +116,7 @@ class Driver(Generic[EventT, EffectT]):
         """One timer, moved only to an earlier time: a tick that comes too early costs less than a new timer
         for each event, and the machine says again when it wants to be woken."""
         wake_s = self._machine.wake_s
-        if wake_s is None or wake_s == math.inf or self._closed:
+        if wake_s is None or wake_s == math.inf or self._closed or self._hearing:
             return
         if self._timer is not None:
             if self._timer_s <= wake_s:
@@ -116,4 +126,11 @@ class Driver(Generic[EventT, EffectT]):
 
     def _wake(self) -> None:
         self._timer = None
+        late_s = self._loop.time() - self._timer_s
+        if late_s > LATE_S and self._hear_first_s and not self._hearing:
+            _log.warning("this process was stopped or starved", extra={"late_s": round(late_s, 1)})
+            self._hearing = True
+            self._timer = self._loop.call_later(self._hear_first_s, self._wake)
+            return
+        self._hearing = False
         self.feed(self._tick)

@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 # Bytes of one work that came before their turn. The dispatcher bounds the frames; their size is the node's
 # to choose, and more than a large segment means that it is broken.
 HELD_BYTES_MAX = 64 << 20
+HEAR_FIRST_S = 0.5  # After this process was stopped: for nodes' reports, and frames that wait in sockets.
 
 
 @dataclass(slots=True)
@@ -76,7 +77,6 @@ class Relay:
         on_finish: Callable[[Work, Finish], None],
     ) -> None:
         self._dispatcher = dispatcher
-        self._dispatcher = dispatcher
         self._link = link
         self._draw = draw
         self._on_finish = on_finish
@@ -85,7 +85,7 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._driver: Driver[Event, Effect] = Driver(dispatcher, self._perform, Tick())
+        self._driver: Driver[Event, Effect] = Driver(dispatcher, self._perform, Tick(), HEAR_FIRST_S)
         link.listen(self._on_message, self._on_report, self._on_left)
 
     def submit(self, work: Work, exchange: Exchange) -> None:

@@ -110,7 +110,8 @@ def run_gateway(root: Path, source: Path) -> dict[str, Any]:
             began = time.monotonic()
             job = transcode(client, source)
             wall_s = time.monotonic() - began
-            used = cpu_s(process.pid) - before
+            after = cpu_s(process.pid)
+            used = {name: after[name] - before[name] for name in after}
         if job["status"] != "done":
             raise SystemExit(
                 f"the transcode {job['status']}: {job['error']}\n{(root / 'gateway.log').read_text()}"
@@ -124,7 +125,14 @@ def run_gateway(root: Path, source: Path) -> dict[str, Any]:
     finally:
         process.terminate()
         process.wait(60)
-    return {"job": job, "cpu_s": used, "wall_s": wall_s, "files": parts, "audio": audio}
+    return {
+        "job": job,
+        "cpu_s": sum(used.values()),
+        "used": used,
+        "wall_s": wall_s,
+        "files": parts,
+        "audio": audio,
+    }
 
 
 def connect(root: Path, process: subprocess.Popen[bytes]) -> httpx.Client:
@@ -159,16 +167,23 @@ def transcode(client: httpx.Client, source: Path) -> dict[str, Any]:
     return job
 
 
-def cpu_s(pid: int) -> float:
-    """User and system seconds of a process, all that it started, dead or alive, and of this one."""
+def cpu_s(pid: int) -> dict[str, float]:
+    """User and system seconds so far, by who used them; what has ended counts with whoever waited for it."""
     top = psutil.Process(pid)
-    processes = [top, *top.children(recursive=True)]
     own = psutil.Process().cpu_times()
-    total = own.user + own.system
-    for process in processes:
+    used = {
+        "client": own.user + own.system,
+        "gateway": 0.0,
+        "splitting": 0.0,
+        "transcoders": 0.0,
+        "ffmpeg": 0.0,
+    }
+    for process in (top, *top.children(recursive=True)):
         times = process.cpu_times()
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+        mine, waited = ("gateway", "splitting") if process.pid == pid else ("transcoders", "ffmpeg")
+        used[mine] += times.user + times.system
+        used[waited] += times.children_user + times.children_system
+    return used
 
 
 def join(folder: Path, target: Path) -> Path:
@@ -186,7 +201,7 @@ def join(folder: Path, target: Path) -> Path:
 def run_single(root: Path, source: Path, rungs: tuple[Rung, ...]) -> dict[str, Any]:
     """The whole file in one process, with the arguments that the nodes use, but for what cutting needs."""
     task = encode.Task(kind="video", start=0, end=1 << 40, rate=(RATE, 1), rungs=rungs)
-    graph = encode._graph(task)
+    graph = encode.filter_graph(task)
     files = {rung.name: root / f"single-{rung.name}.mp4" for rung in rungs}
     command = [
         encode.ffmpeg_path(),
@@ -201,7 +216,7 @@ def run_single(root: Path, source: Path, rungs: tuple[Rung, ...]) -> dict[str, A
     ]
     command += ["-filter_complex_threads", "1", "-filter_complex", graph]
     for place, rung in enumerate(rungs):
-        command += ["-map", f"[o{place}]", *encode._video(task, rung, 1), str(files[rung.name])]
+        command += ["-map", f"[o{place}]", *encode.video_arguments(task, rung, 1), str(files[rung.name])]
     command += [
         "-map",
         "0:a",
@@ -251,6 +266,8 @@ def report(
     )
     ratio = spread["cpu_s"] / single["cpu_s"]
     print(f"cpu       spread {spread['cpu_s']:.1f} s, one ffmpeg {single['cpu_s']:.1f} s, ratio {ratio:.3f}")
+    used = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spread["used"].items())
+    print(f"          spread: {used}")
     print("          one ffmpeg before and after: {:.1f} s, {:.1f} s".format(*single["each_s"]))
     print(f"wall      spread {spread['wall_s']:.1f} s, one ffmpeg {single['wall_s']:.1f} s")
     if ratio > RATIO_MAX:

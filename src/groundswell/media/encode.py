@@ -96,13 +96,13 @@ def arguments(task: Task, source: str, outputs: list[str], threads: int) -> list
     ]  # fmt: skip
     if task.kind == "audio":
         return [*head, *_audio(task), *tail, outputs[0]]
-    head += ["-filter_complex_threads", str(threads), "-filter_complex", _graph(task)]
+    head += ["-filter_complex_threads", str(threads), "-filter_complex", filter_graph(task)]
     for place, rung in enumerate(task.rungs):
-        head += ["-map", f"[o{place}]", *_video(task, rung, threads), *tail, outputs[place]]
+        head += ["-map", f"[o{place}]", *video_arguments(task, rung, threads), *tail, outputs[place]]
     return head
 
 
-def _graph(task: Task) -> str:
+def filter_graph(task: Task) -> str:
     """Decode once, trim exactly, scale down step by step."""
     rate = f"{task.rate[0]}/{task.rate[1]}"
     stages = []
@@ -123,7 +123,8 @@ def _graph(task: Task) -> str:
     return ";".join(chains)
 
 
-def _video(task: Task, rung: Rung, threads: int) -> list[str]:
+def video_arguments(task: Task, rung: Rung, threads: int) -> list[str]:
+    """The encoder's arguments for one rung."""
     gop = max(1, round(GOP_S * task.rate[0] / task.rate[1]))
     return [
         "-c:v", "libx264", "-preset", "veryfast", "-profile:v", "high", "-threads", str(threads),

@@ -22,6 +22,7 @@ FREE_BYTES_MIN = 256 << 20  # Kept free for the database, which often lies on th
 
 
 def adopt(folder: Path, source: Path) -> None:
+    """Give a job its source by a link, or a copy. Raises ``Overloaded`` (``storage_full``)."""
     # Its segments and its result each take about as much again.
     if shutil.disk_usage(folder.parent).free < FREE_BYTES_MIN + 3 * source.stat().st_size:
         raise Overloaded("There is no room for this video.", code="storage_full", retry_after_s=60)
@@ -37,6 +38,7 @@ def adopt(folder: Path, source: Path) -> None:
 
 
 def fresh(folder: Path) -> None:
+    """An empty folder, whatever was there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
 
@@ -50,6 +52,7 @@ def _sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Every file in it, and their names, are on the disk once this returns."""
     for path in folder.iterdir():
         _sync(path)
     _sync(folder)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from clips import clip
-from groundswell.engines.transcode import PartReader, TranscodeEngine, part
+from groundswell.engines.transcode import FOLDER_PREFIX, PartReader, TranscodeEngine, own_folder, part
 from groundswell.media.encode import Task
 from groundswell.media.ladder import Rung
 from groundswell.media.probe import split
@@ -206,3 +206,17 @@ def test_an_answer_of_another_kind_is_refused(data: bytes) -> None:
     """Four bytes of length must not make the gateway wait for gigabytes."""
     with pytest.raises(UpstreamError):
         list(PartReader().feed(data))
+
+
+def test_what_a_killed_transcoder_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    """Each kill leaves a segment and its renditions behind: a crash loop would fill the disk."""
+    for name in ("dead", "young"):
+        (tmp_path / f"{FOLDER_PREFIX}{name}").mkdir()
+        (tmp_path / f"{FOLDER_PREFIX}{name}" / "lock").touch()
+    long_ago = (time.time() - 60,) * 2
+    os.utime(tmp_path / f"{FOLDER_PREFIX}dead" / "lock", long_ago)
+    with own_folder(tmp_path) as alive:
+        os.utime(alive / "lock", long_ago)
+        with own_folder(tmp_path) as other:
+            assert sorted(tmp_path.iterdir()) == sorted([alive, other, tmp_path / f"{FOLDER_PREFIX}young"])
+    assert list(tmp_path.iterdir()) == [tmp_path / f"{FOLDER_PREFIX}young"]

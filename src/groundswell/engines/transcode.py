@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ MODEL = "transcode"
 SEGMENT_BYTES_MAX = 300 << 20
 PART_BYTES_MAX = 1 << 30
 PIECE_BYTES = 256 << 10
+FOLDER_PREFIX = "groundswell-transcode-"
+FOLDER_AGE_S = 10.0
 NO_PRICE = Price()
 _HEAD = struct.Struct(">cI")
 
@@ -77,8 +81,9 @@ class PartReader:
 class TranscodeServer:
     """The ASGI application of ``serve transcode``: at most ``slots`` segments at a time, refuses the next."""
 
-    def __init__(self, slots: int, threads: int) -> None:
+    def __init__(self, slots: int, threads: int, folder: Path | None = None) -> None:
         self.slots, self.threads, self.running = slots, threads, 0
+        self._folder = folder  # Where segments are worked on; None: the system's place for such files.
         self._works: bool | None = None
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
@@ -111,7 +116,7 @@ class TranscodeServer:
         if self.running >= self.slots:
             raise Overloaded("All slots are taken.")
         self.running += 1
-        folder = Path(tempfile.mkdtemp(prefix="groundswell-segment-"))
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
             if not await _store(receive, folder / "in.nut"):
                 return
@@ -224,6 +229,25 @@ async def _gone(receive: server.Receive) -> None:
         pass
 
 
+@contextlib.contextmanager
+def own_folder(parent: Path) -> Iterator[Path]:
+    """A folder for this process, removed at its end, or by the next one after a kill: the lock in it goes
+    with whoever holds it."""
+    for lock in parent.glob(f"{FOLDER_PREFIX}*/lock"):
+        with contextlib.suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that is just being made is not locked yet.
+            if time.time() - lock.stat().st_mtime > FOLDER_AGE_S:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
+    try:
+        with (folder / "lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """``groundswell serve transcode --port 0 --slots N``; threads default to what fits the cores."""
     parser = argparse.ArgumentParser(prog="groundswell serve transcode")
@@ -239,8 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     slots = max(1, options.slots)
     # Each rung has an encoder of its own and they run side by side: four times one thread fill four cores.
     threads = options.threads or max(1, cores // (4 * slots))
-    app: Any = TranscodeServer(slots, threads)  # Plain ASGI; bodies go to the disk, not to memory.
-    return server.serve(app, options.host, options.port)
+    with own_folder(Path(tempfile.gettempdir())) as folder:
+        app: Any = TranscodeServer(slots, threads, folder)  # Plain ASGI; bodies go to disk, not to memory.
+        return server.serve(app, options.host, options.port)
 
 
 # --- the adapter ---

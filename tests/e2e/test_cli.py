@@ -74,7 +74,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def video(path: Path, size: str, length_s: int) -> Path:
     command = [
         ffmpeg_path(), "-nostdin", "-loglevel", "error",
-        "-f", "lavfi", "-i", f"testsrc2=s={size}:r=25:d={length_s}", "-f", "lavfi", "-i", f"sine=d={length_s}",
+        "-f", "lavfi", "-i", f"testsrc2=s={size}:r=25:d={length_s}",
+        "-f", "lavfi", "-i", f"sine=d={length_s}",
         "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-pix_fmt", "yuv420p",
         "-c:a", "aac", str(path),
     ]  # fmt: skip

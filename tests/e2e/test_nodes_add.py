@@ -1,0 +1,266 @@
+"""`groundswell nodes add URL` with a real llama.cpp server: probed, shown, used at once, kept, removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from command import run
+from gateway_process import GatewayProcess, gateway_process
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+LLAMA = ROOT / "tests" / "llama"
+LLAMA_SERVER = Path(os.environ.get("LLAMA_SERVER", ROOT / ".llama" / "llama-server"))
+MODEL = ROOT / "src" / "groundswell" / "engines" / "builtin_model"
+STARTS_S = 60.0
+NO_NODES = "nodes = []\n"
+QUESTION = [{"role": "user", "content": "What is Groundswell?"}]
+KEY = "sk-of-the-box"
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not LLAMA_SERVER.exists():
+        pytest.skip(f"no llama.cpp server at {LLAMA_SERVER}: run tests/llama/build.sh, or set LLAMA_SERVER")
+    path = tmp_path_factory.mktemp("llama") / "builtin.gguf"
+    subprocess.run([sys.executable, LLAMA / "make_gguf.py", path], check=True)
+    return path
+
+
+@contextmanager
+def llama_server(weights: Path, *options: str) -> Iterator[str]:
+    """A server on a free port until the block ends; its URL."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    command = [LLAMA_SERVER, "-m", weights, "--host", "127.0.0.1", "--port", port, "--alias", "tiny"]
+    command += [
+        "-c",
+        "4096",
+        "-np",
+        "4",
+        "--threads",
+        "1",
+        "--chat-template-file",
+        LLAMA / "tools.jinja",
+        *options,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + STARTS_S
+        while not _is_up(url):
+            assert process.poll() is None, "llama-server ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def llama(weights: Path) -> Iterator[str]:
+    with llama_server(weights) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway that has nothing of its own: what it can do was added."""
+    with gateway_process(tmp_path_factory.mktemp("nodes"), NO_NODES) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def added(gateway: GatewayProcess, llama: str) -> Iterator[GatewayProcess]:
+    """The gateway, with the server added under a name of ours."""
+    node_id = good(gateway, "nodes", "add", llama, "--alias", "llama=tiny").split()[1]
+    yield gateway
+    good(gateway, "nodes", "rm", node_id)
+
+
+@pytest.fixture
+def client(added: GatewayProcess) -> Iterator[openai.OpenAI]:
+    """The client as its documentation shows it: only base_url and api_key are ours."""
+    with openai.OpenAI(base_url=f"{added.url}/v1", api_key=added.key, max_retries=0) as one:
+        yield one
+
+
+def good(gateway: GatewayProcess, *arguments: str) -> str:
+    """The output of a command that must succeed."""
+    done = run(gateway.folder / "data", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def bad(gateway: GatewayProcess, *arguments: str) -> str:
+    """What a command says that must fail: one sentence on standard error."""
+    done = run(gateway.folder / "data", *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+def ask(gateway: GatewayProcess, model: str) -> httpx.Response:
+    with gateway.client() as http:
+        body = {"model": model, "messages": QUESTION, "temperature": 0, "max_tokens": 60}
+        return http.post("/v1/chat/completions", json=body)
+
+
+def test_a_server_is_added_shown_used_and_removed(gateway: GatewayProcess, llama: str) -> None:
+    """The whole life of an added engine; the very next request lands there."""
+    said = good(gateway, "nodes", "add", llama, "--alias", "llama=tiny")
+    first, server, *table = said.splitlines()
+    assert first == "added 127-0-0-1-" + llama.rpartition(":")[2]
+    assert server == "llamacpp server, 4 requests at once"
+    headings, row = (line.split("\t") for line in table)
+    shown = dict(zip(headings, row, strict=True))
+    assert shown["model"] == "llama"
+    assert shown["engine's name"] == "tiny"
+    assert "chat" in shown["does"]
+    assert int(shown["context"]) >= 1024
+    assert shown["a broken stream"] == "continues", "the probe found that it goes on with a prefix"
+
+    answer = ask(gateway, "llama")
+    assert answer.status_code == 200, answer.text
+    assert "Groundswell" in answer.json()["choices"][0]["message"]["content"]
+    assert answer.json()["model"] == "llama"
+    assert "llama" in good(gateway, "nodes", "list")
+
+    node_id = first.split()[1]
+    assert good(gateway, "nodes", "rm", node_id) == f"removed {node_id}\n"
+    assert node_id not in good(gateway, "nodes", "list")
+    with gateway.client() as http:
+        assert "llama" not in {one["id"] for one in http.get("/v1/models").json()["data"]}
+
+
+def test_what_was_added_stays_over_a_restart(tmp_path: Path, llama: str) -> None:
+    """Also when the gateway had no time to end well."""
+    with gateway_process(tmp_path, NO_NODES) as first:
+        good(first, "nodes", "add", f"{llama}/v1/", "--alias", "llama=tiny")
+        first.kill()
+    with gateway_process(tmp_path, NO_NODES) as second:
+        second.wait_for_model("llama")
+        assert ask(second, "llama").status_code == 200
+
+
+def test_a_test_looks_and_adds_nothing(gateway: GatewayProcess, llama: str) -> None:
+    """To see what a box can do before anybody's request goes there."""
+    assert re.search(
+        r"^tiny\ttiny\t.*chat.*\tcontinues$", good(gateway, "nodes", "test", llama), re.MULTILINE
+    )
+    assert llama.rpartition(":")[2] not in good(gateway, "nodes", "list")
+
+
+def test_tools_are_called_through_the_gateway(client: openai.OpenAI) -> None:
+    """A function call that the engine makes arrives as one, in the types of the stock client."""
+    answer = client.chat.completions.create(**weather_request())
+    [call] = answer.choices[0].message.tool_calls or []
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert call.id
+    assert call.type == "function"
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_tool_calls_are_streamed_piece_by_piece(client: openai.OpenAI) -> None:
+    """The client puts the call together from the pieces, as it does with OpenAI's own."""
+    with client.chat.completions.stream(**weather_request()) as stream:
+        events = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        answer = stream.get_final_completion()
+    [call] = answer.choices[0].message.tool_calls or []
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    assert "".join(event.arguments_delta for event in events) == call.function.arguments
+    assert len(events) > 3, "in pieces, not held back and sent at once"
+
+
+def test_what_a_tool_answered_goes_back_in(client: openai.OpenAI) -> None:
+    """The second half of a round: the call and its result are part of the next request."""
+    call = client.chat.completions.create(**weather_request()).choices[0].message
+    assert call.tool_calls
+    result: Any = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "sunny"}
+    messages: Any = [*weather_request()["messages"], call, result]
+    answer = client.chat.completions.create(model="llama", messages=messages, max_tokens=20, temperature=0)
+    assert answer.choices[0].message.content
+
+
+def weather_request() -> dict[str, Any]:
+    """llama.cpp holds the model to a grammar when a tool is required, but lets it chatter first. This model
+    has never seen a tool, so the bias makes it begin with the call."""
+    vocabulary = json.loads((MODEL / "tokenizer.json").read_text())["model"]["vocab"]
+    return {
+        "model": "llama",
+        "messages": [{"role": "user", "content": "What is the weather in Rome?"}],
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "logit_bias": {str(vocabulary['{"']): 100},
+        "max_tokens": 400,
+        "temperature": 0,
+    }
+
+
+def test_a_server_with_a_key_is_added_with_it(gateway: GatewayProcess, weights: Path) -> None:
+    """Without it, or with another, the sentence says that it is the key; the right one is told to nobody."""
+    with llama_server(weights, "--api-key", KEY) as url:
+        assert "does not accept its key" in bad(gateway, "nodes", "add", url)
+        assert "does not accept its key" in bad(gateway, "nodes", "add", url, "--key", "sk-wrong")
+        said = good(gateway, "nodes", "add", url, "--key", KEY, "--alias", "locked=tiny")
+        assert ask(gateway, "locked").status_code == 200
+        listed = good(gateway, "nodes", "list")
+        good(gateway, "nodes", "rm", said.split()[1])
+    assert KEY not in said + listed
+    data = gateway.folder / "data"
+    assert KEY not in (gateway.folder / "log.jsonl").read_text()
+    assert KEY.encode() not in (data / "groundswell.db").read_bytes()
+
+
+def test_what_cannot_be_added_is_said(gateway: GatewayProcess, llama: str) -> None:
+    """Nothing is added by half: a box that is off, an address that is none, a model that it has not."""
+    before = good(gateway, "nodes", "list")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{one.getsockname()[1]}"
+        assert "does not answer" in bad(gateway, "nodes", "add", closed)
+        assert "does not answer" in bad(gateway, "nodes", "test", closed)
+    assert "http://box:11434" in bad(gateway, "nodes", "add", "box:11434")
+    assert "has no model huge" in bad(gateway, "nodes", "add", llama, "--alias", "llama=huge")
+    assert "no OpenAI-compatible server" in bad(gateway, "nodes", "add", f"{llama}/nowhere")
+    assert good(gateway, "nodes", "list") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -16,7 +17,8 @@ import sqlalchemy as sa
 from video_world import VideoWorld
 
 from clips import HOSTILE, clip
-from groundswell.media import fmp4
+from groundswell.gateway import transcodes
+from groundswell.media import fmp4, package
 from groundswell.media.encode import ffmpeg_path
 from groundswell.model.money import cost_nano
 from groundswell.store.keys import Principal, Scope
@@ -270,6 +272,26 @@ async def test_a_segment_that_fails_everywhere_ends_its_job_with_a_reason(
     assert "segment 1" in job["error"]["message"]
     assert job["playback_url"] is None
     await world.stop()
+
+
+async def test_an_accepted_job_waits_while_the_disk_is_full(
+    world: VideoWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room comes back; a job that was accepted must not fail for the want of it, nor be charged twice."""
+    kept, refusals = package.keep_video, iter(range(7))  # More than a segment's three attempts.
+
+    def keep_when_there_is_room(*arguments: Any) -> Any:
+        if next(refusals, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return kept(*arguments)
+
+    monkeypatch.setattr(package, "keep_video", keep_when_there_is_room)
+    monkeypatch.setattr(transcodes, "FULL_PAUSE_S", 0.01)
+    answer = await world.submit("ntsc.mp4", '["144p"]')
+    job = await world.ended(answer.json()["id"])
+    assert (job["status"], job["error"]) == ("done", None)
+    assert {segment["attempts"] for segment in job["segments"]} == {1}
+    assert sum(map(cost_nano_of, await charges(world))) == job["cost_nano"]
 
 
 async def test_an_upload_beyond_the_limit_is_refused(tmp_path: Path) -> None:

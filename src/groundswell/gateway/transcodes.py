@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import itertools
 import logging
@@ -41,7 +42,7 @@ from groundswell.media import package, probe
 from groundswell.media.demux import MediaInfo, Split
 from groundswell.media.encode import TICKS_PER_S, Task
 from groundswell.media.ladder import ladder
-from groundswell.model.errors import GroundswellError, InternalError, UpstreamError
+from groundswell.model.errors import GroundswellError, InternalError, Overloaded, UpstreamError
 from groundswell.model.messages import Offer, Output
 from groundswell.model.money import Usage
 from groundswell.model.work import Kind, Work, WorkClass, WorkState
@@ -61,6 +62,7 @@ WORKERS_MAX = 64
 ATTEMPTS_MAX = 3
 WAIT_S = 600.0  # How long a segment may wait for a node before it is offered anew.
 CAPACITY_PAUSE_S = 2.0
+FULL_PAUSE_S = 5.0  # While the disk is full.
 ANSWER_BYTES_MAX = 1 << 30
 JOB_ID = re.compile(r"job_[0-9a-f]{24}\Z")
 TOKEN = re.compile(r"[A-Za-z0-9_-]{32}\Z")
@@ -202,6 +204,8 @@ class Transcodes:
                     except GroundswellError:
                         _log.warning("claiming tasks failed", exc_info=True)
                 for claim in claims:
+                    if claim.id in self._workers:  # Its lease ran out while the store could not be written.
+                        self._workers[claim.id].task.cancel()
                     task = asyncio.create_task(self._work(claim))
                     self._workers[claim.id] = _Worker(claim, task)
                     task.add_done_callback(functools.partial(self._done, claim.id))
@@ -240,15 +244,17 @@ class Transcodes:
         )
         return min(max(WORKERS_MIN, slots + 1), self.settings.workers_max)
 
-    def _done(self, task_id: str, _task: asyncio.Task[None]) -> None:
-        self._workers.pop(task_id, None)
+    def _done(self, task_id: str, task: asyncio.Task[None]) -> None:
+        if task_id in self._workers and self._workers[task_id].task is task:
+            del self._workers[task_id]
         self._wake.set()
 
     async def _work(self, claim: Claim) -> None:
         """Do one task under its lease; whatever happens ends in the store, or in a lease that runs out."""
         renewing = asyncio.create_task(self._renew(claim, asyncio.current_task()))
         try:
-            await getattr(self, f"_{claim.kind}")(claim)
+            while not await self._had_room(claim):
+                pass
         except Lost:
             _log.info("a lease was lost", extra={"task_id": claim.id})
         except GroundswellError as error:
@@ -261,6 +267,22 @@ class Transcodes:
             await self._failed(claim, InternalError("The gateway failed on this job."))
         finally:
             renewing.cancel()
+
+    async def _had_room(self, claim: Claim) -> bool:
+        """Do the task. False, after a pause, when the disk is full: what was accepted waits for room."""
+        try:
+            await getattr(self, f"_{claim.kind}")(claim)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        except Overloaded as error:
+            if error.code not in ("storage_full", "store_unavailable"):
+                raise
+        else:
+            return True
+        _log.warning("no room on the disk: a task waits", extra={"task_id": claim.id})
+        await asyncio.sleep(FULL_PAUSE_S)
+        return False
 
     async def _renew(self, claim: Claim, holder: asyncio.Task[None] | None) -> None:
         while True:

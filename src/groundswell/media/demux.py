@@ -14,6 +14,7 @@ opened, the demuxer is named by our own look at the first bytes, and its answer 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import sys
 from array import array
@@ -111,11 +112,13 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Exactly one of ``info`` and ``rejected`` is set; ``rejected`` is a sentence for the client."""
+    """One of ``info``, ``rejected`` and ``no_room`` is set; ``rejected`` is a sentence for the client,
+    ``no_room`` says that the disk is full, which is no fault of the file."""
 
     info: MediaInfo | None = None
     split: Split | None = None
     rejected: str | None = None
+    no_room: bool = False
 
 
 class Rejected(Exception):
@@ -439,7 +442,9 @@ def answer(ask: Ask) -> Answer:
             return Answer(info=info, split=split(container, ask))
     except Rejected as error:
         return Answer(rejected=str(error))
-    except (av.FFmpegError, ValueError, IndexError, OverflowError, MemoryError):
+    except (av.FFmpegError, OSError, ValueError, IndexError, OverflowError, MemoryError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return Answer(no_room=True)
         return Answer(rejected="The file is damaged, or is not a video of an accepted format.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sys
 from dataclasses import dataclass
@@ -68,8 +69,11 @@ async def probe(path: Path, limits: MediaLimits = LIMITS) -> MediaInfo:
 async def split(
     path: Path, folder: Path, target_s: float = 4.0, limits: MediaLimits = LIMITS
 ) -> tuple[MediaInfo, Split]:
-    """Cut the file into NUT segments in ``folder``, which must exist. Raises ``Unprocessable``."""
+    """Cut the file into NUT segments in ``folder``, which must exist. Raises ``Unprocessable``, and
+    ``OSError`` (``ENOSPC``) when the disk is full."""
     answer = await _ask(path, folder, target_s, limits)
+    if answer.no_room:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if answer.info is None or answer.split is None:
         raise rejected(answer.rejected or "The file cannot be read.")
     return answer.info, answer.split

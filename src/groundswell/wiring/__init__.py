@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -257,9 +256,12 @@ async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:
 
 async def _sweep(config: Config, state: State, transcodes: Transcodes) -> None:
     while True:
-        with contextlib.suppress(GroundswellError):  # A full disk is reported where it is met.
+        try:
             await transcodes.sweep()
             await asyncio.to_thread(state.blobs.sweep, config.limits.blob_keep_s)
+        except (GroundswellError, OSError):
+            # A full disk, or a file that somebody else removed just now: the next sweep is soon enough.
+            _log.warning("sweeping failed", exc_info=True)
         await asyncio.sleep(SWEEP_EVERY_S)
 
 

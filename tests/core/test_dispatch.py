@@ -262,6 +262,18 @@ def test_an_end_that_overtakes_frames_waits_for_them() -> None:
     assert end_of(effects) == (WorkState.DONE, "")
 
 
+def test_an_attempt_whose_last_frames_are_under_way_is_not_withdrawn() -> None:
+    """A report from before the end may still list it; told to drop it, the node could not send them again."""
+    desk = Desk("a")
+    desk.start()
+    stream(desk, "w", 1, count=1)
+    desk.step(Ended("w", 1, frames=2))
+    assert withdrawals(desk.report("a", attempts=[("w", 1)])) == []
+    effects = desk.step(Output("w", 1, 1, 1))
+    assert end_of(effects) == (WorkState.DONE, "")
+    assert withdrawals(desk.report("a", attempts=[("w", 1)])) == [Withdraw("w", 1)]
+
+
 def test_a_gap_that_does_not_close_ends_the_attempt() -> None:
     """A lost frame must cost seconds, not the answer: another node goes on after the last frame in order."""
     desk = Desk("a", "b")

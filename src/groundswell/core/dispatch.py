@@ -738,7 +738,9 @@ class Dispatcher:
             lost += self._found(found, report.node_id, effects)
         self._lose(now_s, change, lost, effects)
         for key in report.attempts:
-            if key not in self._slots and key[0].startswith(self._id_prefix):
+            if key in self._slots or self._lease(*key) is not None:
+                continue  # Ours; also when its end was heard and frames of it are still under way.
+            if key[0].startswith(self._id_prefix):
                 effects.append(Send(report.node_id, Withdraw(*key)))
 
     def _found(self, found: Findings, node_id: str, effects: list[Effect]) -> list[Lease]:

@@ -170,22 +170,48 @@ def _run(media: bytes, trun: Box, origin: int, time: int, duration: int, size: i
 
 
 def move(media: bytes, first_pts: int) -> bytes:
-    """The same fragments, moved so that the earliest presentation time is ``first_pts`` ticks."""
-    present = [sample.time + sample.offset for sample in samples(media)]
-    if not present:
+    """The same fragments, moved so that the earliest presentation time is ``first_pts`` ticks.
+
+    Decoding begins at that time, too: the delay of B-frames goes out of the decode times and into signed
+    offsets, as CMAF has it (ISO/IEC 23000-19, 7.5.16). A player that places a segment by its decode time
+    (hls.js does) would otherwise find a hole as long as the delay at the start."""
+    run = samples(media)
+    if not run:
         raise _broken()
-    shift = first_pts - min(present)
+    earliest = min(sample.time + sample.offset for sample in run)
+    delay = earliest - run[0].time
     out = bytearray(media)
-    for moof in boxes(media):
-        if moof.kind == b"moof":
-            traf = _need(media, "traf", moof.body, moof.end)
-            tfdt = _need(media, "tfdt", traf.body, traf.end)
-            wide = media[tfdt.body] == 1
-            time = _decode_time(media, tfdt) + shift
-            if not 0 <= time < 1 << (64 if wide else 32):
-                raise _broken()
-            struct.pack_into(">Q" if wide else ">I", out, tfdt.body + 4, time)
+    tracks = [_need(media, "traf", moof.body, moof.end) for moof in boxes(media) if moof.kind == b"moof"]
+    runs = [box for traf in tracks for box in boxes(media, traf.body, traf.end) if box.kind == b"trun"]
+    if not all(int.from_bytes(media[trun.body + 1 : trun.body + 4]) & 0x800 for trun in runs):
+        delay = 0  # There are no offsets to put it in.
+    for traf in tracks:
+        tfdt = _need(media, "tfdt", traf.body, traf.end)
+        wide = media[tfdt.body] == 1
+        time = _decode_time(media, tfdt) + first_pts - earliest + delay
+        if not 0 <= time < 1 << (64 if wide else 32):
+            raise _broken()
+        struct.pack_into(">Q" if wide else ">I", out, tfdt.body + 4, time)
+    if delay:
+        for trun in runs:
+            _take_from_offsets(out, trun, delay)
     return bytes(out)
+
+
+def _take_from_offsets(media: bytearray, trun: Box, delay: int) -> None:
+    """Lower every presentation offset of a run, which has them, by ``delay`` ticks; they are signed then."""
+    signed = media[trun.body] == 1
+    flags = int.from_bytes(media[trun.body + 1 : trun.body + 4])
+    count = struct.unpack_from(">I", media, trun.body + 4)[0]
+    size = 4 * (flags >> 8 & 0xF).bit_count()
+    # The offset is the last field of a sample; before the samples there may be two words.
+    at = trun.body + 8 + 4 * (flags & 1) + (flags & 4) + size - 4
+    media[trun.body] = 1
+    for place in range(at, at + count * size, size):
+        offset = struct.unpack_from(">i" if signed else ">I", media, place)[0] - delay
+        if not -(1 << 31) <= offset < 1 << 31:
+            raise _broken()
+        struct.pack_into(">i", media, place, offset)
 
 
 def audio_segment(media: bytes, run: list[Sample], number: int) -> bytes:

@@ -8,10 +8,9 @@ seed ?=
 help:  ## Say what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# exec: Ctrl-C and a signal sent to make's child reach Groundswell itself.
 up:  ## Set up, start a gateway with three nodes, do the main job, stay up until Ctrl-C
 	@scripts/setup.sh run
-	@exec .venv/bin/groundswell up $(ARGS)
+	@exec .venv/bin/python scripts/foreground.py .venv/bin/groundswell up $(ARGS)
 
 test: ready  ## Set up and run everything that CI runs
 	@$(MAKE) --no-print-directory check

@@ -339,7 +339,7 @@ def test_commands_start_fast_enough_to_be_typed(tmp_path: Path) -> None:
     script = (
         "import sys; sys.argv = ['groundswell', 'version']\n"
         "from groundswell.__main__ import main\nmain()\n"
-        "heavy = {'sqlalchemy', 'onnxruntime', 'numpy', 'starlette', 'av', 'uvicorn'}\n"
+        "heavy = {'sqlalchemy', 'onnxruntime', 'numpy', 'starlette', 'av', 'httpx'}\n"
         "print(sorted(set(sys.modules) & heavy))"
     )
     command = [sys.executable, "-c", script]

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from groundswell.cli.profile import Profile
@@ -18,6 +17,8 @@ from groundswell.model.errors import UpstreamError
 from groundswell.model.money import cost_nano, dollars
 
 if TYPE_CHECKING:
+    import httpx
+
     from groundswell.wiring import Service
 
 QUESTION = "What is Groundswell?"
@@ -38,6 +39,8 @@ def banner(service: Service, profile: Profile) -> None:
 
 async def give_tour(service: Service, profile: Profile) -> None:
     """Chat, transcode, and what to paste. Raises ``UpstreamError`` when a part of it fails."""
+    import httpx  # Not with the others: it is not needed to be ready.
+
     headers = {"authorization": f"Bearer {profile.api_key}"}
     async with httpx.AsyncClient(
         base_url=service.base_url, headers=headers, timeout=600, trust_env=False

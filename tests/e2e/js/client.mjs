@@ -60,7 +60,7 @@ const commands = {
   },
   async abort() {
     const stream = await client.chat.completions.create({
-      model: process.argv[5], messages, stream: true, max_tokens: 4000,
+      model: process.argv[5], messages, stream: true, max_tokens: 4000, ignore_eos: true,
     });
     let chunks = 0;
     for await (const chunk of stream) {

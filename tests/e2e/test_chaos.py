@@ -254,15 +254,16 @@ def _strike(service: Service, lane: str, fault: str, llama: LlamaServers | None)
 
 async def _arm(service: Service, kind: str, after_tokens: int) -> None:
     """Tell all emulated engines to hang after so many tokens, or not to any more."""
+    body = {"kind": kind, "after_tokens": after_tokens, "streams": 1}
     async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
         for node_id, pids in service.fleet.pids().items():
-            if node_id.startswith("emulated") and "emulated" in pids:
+            if not node_id.startswith("emulated") or "emulated" not in pids:
+                continue
+            # One that was struck before may end or be restarted at any moment.
+            with contextlib.suppress(httpx.HTTPError, psutil.Error):
                 for connection in psutil.Process(pids["emulated"]).net_connections("tcp4"):
                     if connection.status == psutil.CONN_LISTEN:
-                        body = {"kind": kind, "after_tokens": after_tokens, "streams": 1}
-                        with contextlib.suppress(httpx.HTTPError):  # One that hung is being restarted.
-                            url = f"http://127.0.0.1:{connection.laddr.port}/faults"
-                            await client.post(url, json=body)
+                        await client.post(f"http://127.0.0.1:{connection.laddr.port}/faults", json=body)
 
 
 async def _mend(service: Service, lane: str, llama: LlamaServers | None) -> None:

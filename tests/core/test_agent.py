@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from fleet import MODEL, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,14 +155,17 @@ def test_the_memory_of_what_is_over_is_bounded() -> None:
     assert agent.step(1.0, offer("w0"))[0] == Reply(Accepted("w0", 1)), "the oldest is forgotten"
 
 
-def test_an_engine_that_goes_down_loses_its_attempts_and_is_launched_at_once() -> None:
-    """The gateway moves the work within the round trip of one message."""
+@pytest.mark.parametrize(("hung", "fault"), [(False, Fault.LOST), (True, Fault.STALLED)])
+def test_an_engine_that_goes_down_loses_its_attempts_and_is_launched_at_once(
+    hung: bool, fault: Fault
+) -> None:
+    """The gateway moves the work within the round trip of one message; a hang is no death to blame on it."""
     agent = ready()
     agent.step(1.0, offer())
-    assert agent.step(1.5, EngineDown("e", hung=True)) == [
+    assert agent.step(1.5, EngineDown("e", hung)) == [
         Stop("w", 1),
-        Reply(Ended("w", 1, 0, fault=Fault.LOST, detail="the engine went down")),
-        Launch("e", 2, kill=True),
+        Reply(Ended("w", 1, 0, fault=fault, detail="the engine went down")),
+        Launch("e", 2, kill=hung),
         told(3, up=False, generation=2),
     ]
     assert agent.step(1.8, EngineUp("e", 1, (MODEL,))) == [told(4, generation=2)]

@@ -812,11 +812,27 @@ def test_a_probe_that_the_client_cancels_proves_nothing() -> None:
         free += 1
     desk.step(Ended(again.work_id, 1, 0, fault=Fault.BROKEN))
     assert pool.available == 2
+    for work_id in list(desk.machine._open):
+        desk.step(Cancelled(work_id))  # Streams that stall would ask for it as their last resort.
     for second in (7.0, 9.0, 11.0, 13.0):
         tick_until(desk, second)
         for node_id in "abc":
             desk.report(node_id)
         assert pool.available == 2
+
+
+def test_a_stream_whose_other_engines_died_may_use_an_ejected_one_at_once() -> None:
+    """A guess about the next work must not keep a reader waiting in mid-sentence for half a minute."""
+    desk = Desk("a", "b")
+    for number in range(1, 4):
+        fail(desk, "a", number)
+    pool = desk.machine.router.pools[(Kind.CHAT, "m")]
+    assert pool.available == 1
+    offer = desk.start()
+    assert offer.node_id == "b"
+    stream(desk, "w", 1, count=2)
+    again = desk.offered(desk.step(Left("b", 1)))
+    assert (again.node_id, again.attempt, again.emitted_tokens) == ("a", 2, 2)
 
 
 def test_the_ejection_of_an_engine_that_is_gone_ends_quietly() -> None:

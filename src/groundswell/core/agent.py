@@ -286,9 +286,12 @@ class Agent:
         engine.kill = engine.kill or event.hung
         if engine.launch_s is not None:
             return  # It is known to be down; the next launch is already set.
+        # Whoever hung was given up by us, and may have been frozen by its machine: that is no death of the
+        # work's making, which would make a poison of it.
+        fault = Fault.STALLED if event.hung else Fault.LOST
         for key in list(engine.attempts):
             effects.append(Stop(*key))
-            self._finish(key, Ended(*key, frames=0, fault=Fault.LOST, detail="the engine went down"), effects)
+            self._finish(key, Ended(*key, frames=0, fault=fault, detail="the engine went down"), effects)
         if engine.up and now_s - engine.up_since_s >= STABLE_S:
             engine.launches = 0
         self._report_now = self._report_now or engine.up

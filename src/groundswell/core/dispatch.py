@@ -337,12 +337,22 @@ class Dispatcher:
             frozenset(entry.avoid),
         )
         seats = self.router.rank(ask)
+        if not seats and entry.rank == RANK_LOST and hint is None:
+            seats = self._last_resort(ask)
         if not seats:
             return False
         if entry.waiting:
             self._leave_queue(entry)
         self._offer(now_s, entry, seats[0], ask, effects)
         return True
+
+    def _last_resort(self, ask: Ask) -> list[Seat]:
+        """Seats of ejected engines, when a lost work has no others to hope for."""
+        pool = self.router.pools.get(ask.need.pool)
+        engines = self._outliers.last_resort(pool, ask.avoid) if pool is not None else []
+        for engine in engines:
+            self._touch(engine)
+        return self.router.rank(ask) if engines else []
 
     def _leave_queue(self, entry: Entry) -> None:
         self.waiting.remove(entry)

@@ -3,7 +3,8 @@
 Theory of operation. Each outcome goes to the breaker of its engine (``core.health``). When a breaker wants to
 open, the other seats of the engine's models are looked at first: never are more than half of a model's seats
 out by ejection, for when everything fails the fault is hardly the engines'. A dead node is not ejected but
-dead, and does not count. Openings are rare, so looking at every seat of a model then is cheap enough.
+dead, and does not count. When the others die later, lost work may try the ejected ones at once. Both are
+rare, so looking at every seat of a model then is cheap enough.
 """
 
 from __future__ import annotations
@@ -47,9 +48,25 @@ class Outliers:
         node = self._members.nodes.get(node_id)
         return node.engines.get(engine_id) if node else None
 
+    def last_resort(self, pool: Pool, avoid: frozenset[tuple[str, int, str, int]]) -> list[Engine]:
+        """Let ejected engines be tried at once when nothing else that lives could take a lost work.
+
+        An ejection is a guess about the next work; a stream that waits in mid-sentence is certain."""
+        alive = [one for one in _alive(pool) if one.identity not in avoid]
+        if any(not one.breaker.open for one in alive):
+            return []
+        for engine in alive:
+            self._timers.off(engine.breaker)
+            engine.breaker.relent()
+        return alive
+
+
+def _alive(pool: Pool) -> list[Engine]:
+    engines = [seat.engine for seat in pool.scan(0, len(pool.seats))]
+    return [one for one in engines if one.healthy and one.node.standing is Standing.ALIVE]
+
 
 def _half_out(pool: Pool) -> bool:
     """Whether one more ejection would take more than half of the living seats out."""
-    engines = [seat.engine for seat in pool.scan(0, len(pool.seats))]
-    alive = [one for one in engines if one.healthy and one.node.standing is Standing.ALIVE]
+    alive = _alive(pool)
     return 2 * (1 + sum(one.breaker.open for one in alive)) > len(alive)

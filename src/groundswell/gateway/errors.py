@@ -1,8 +1,8 @@
 """What a client sees when something went wrong: one JSON shape, one set of headers, one status per cause.
 
 The body is always ``{"error": {"message", "type", "param", "code"}}`` with all four keys, as the OpenAI
-clients expect it. 429, 502, 503 and 504 may be tried again and say when, in both headers that the clients
-read, jittered per request so that a crowd that was refused together does not come back together. Everything
+clients expect it. 502, 503 and 504 may be tried again and say when, in both headers that the clients
+read, spread per request so that a crowd that was refused together does not come back together. Everything
 else says ``x-should-retry: false``, because those clients would otherwise repeat a 409 or a 500.
 """
 
@@ -31,36 +31,6 @@ RETRY_AFTER_MAX_S = 120.0  # The official clients obey up to 120 s and give up a
 RETRY_AFTER_S, RETRY_AFTER_SPREAD_S = 1.5, 1.0
 
 Headers = list[tuple[bytes, bytes]]
-
-
-class RequestTimeout(GroundswellError):
-    """408: the request did not arrive in time."""
-
-    status, kind, default_code = 408, "invalid_request_error", "request_timeout"
-
-
-class MethodNotAllowed(GroundswellError):
-    """405: the path exists, but not with this method."""
-
-    status, kind, default_code = 405, "invalid_request_error", "method_not_allowed"
-
-
-class UriTooLong(GroundswellError):
-    """414: the URL is over its limit."""
-
-    status, kind, default_code = 414, "invalid_request_error", "url_too_long"
-
-
-class UnsupportedMedia(GroundswellError):
-    """415: an encoding or content type that is not served."""
-
-    status, kind, default_code = 415, "invalid_request_error", "unsupported_encoding"
-
-
-class HeadersTooLarge(GroundswellError):
-    """431: too many headers, or too much of them."""
-
-    status, kind, default_code = 431, "invalid_request_error", "headers_too_large"
 
 
 def body(error: GroundswellError) -> bytes:

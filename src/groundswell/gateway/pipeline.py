@@ -26,6 +26,7 @@ from groundswell.model.errors import (
     Forbidden,
     GroundswellError,
     InternalError,
+    MethodNotAllowed,
     NotFound,
     TooLarge,
     Unauthorized,
@@ -225,7 +226,7 @@ class Guard:
         raise self._not_found(scope["path"])
 
 
-class _NotAllowed(errors.MethodNotAllowed):
+class _NotAllowed(MethodNotAllowed):
     def __init__(self, methods: Iterable[str]) -> None:
         self.allow = ", ".join(sorted(methods))
         super().__init__(f"This method is not allowed here; allowed: {self.allow}.")

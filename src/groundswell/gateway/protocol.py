@@ -23,10 +23,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from groundswell.gateway import errors
-from groundswell.gateway.errors import HeadersTooLarge, RequestTimeout, UnsupportedMedia, UriTooLong
 from groundswell.gateway.hot import HotCycle, HotPaths
 from groundswell.gateway.pipeline import Seen, request_id, too_large
-from groundswell.model.errors import BadRequest, GroundswellError
+from groundswell.model.errors import (
+    BadRequest,
+    GroundswellError,
+    HeadersTooLarge,
+    RequestTimeout,
+    UnsupportedMedia,
+    UriTooLong,
+)
 
 MIB = 1 << 20
 

@@ -5,9 +5,14 @@
     ├── Unauthorized  401       no key, or not a valid one
     ├── Forbidden     403       a valid key without the scope
     ├── NotFound      404       no such model, job, file or path
+    ├── MethodNotAllowed 405    the path exists, but not with this method
+    ├── RequestTimeout 408      the request did not arrive in time
     ├── Conflict      409       an idempotency key used for another body, a state that forbids it
     ├── TooLarge      413       a body, header or file over its limit
+    ├── UriTooLong    414       the URL is over its limit
+    ├── UnsupportedMedia 415    an encoding or content type that is not served
     ├── Unprocessable 422       well formed, but the media or URL in it cannot be used
+    ├── HeadersTooLarge 431     too many headers, or too much of them
     ├── UpstreamError 502       an engine failed and nothing else can finish the work
     ├── Overloaded    503       capacity is missing; ``retry_after_s`` says when to come back
     ├── DeadlineError 504       accepted, but not started or finished in time
@@ -62,6 +67,14 @@ class NotFound(GroundswellError):
     status, kind, default_code = 404, "invalid_request_error", "not_found"
 
 
+class MethodNotAllowed(GroundswellError):
+    status, kind, default_code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class RequestTimeout(GroundswellError):
+    status, kind, default_code = 408, "invalid_request_error", "request_timeout"
+
+
 class Conflict(GroundswellError):
     status, kind, default_code = 409, "invalid_request_error", "conflict"
 
@@ -70,8 +83,20 @@ class TooLarge(GroundswellError):
     status, kind, default_code = 413, "invalid_request_error", "request_too_large"
 
 
+class UriTooLong(GroundswellError):
+    status, kind, default_code = 414, "invalid_request_error", "url_too_long"
+
+
+class UnsupportedMedia(GroundswellError):
+    status, kind, default_code = 415, "invalid_request_error", "unsupported_encoding"
+
+
 class Unprocessable(GroundswellError):
     status, kind, default_code = 422, "invalid_request_error", "media_rejected"
+
+
+class HeadersTooLarge(GroundswellError):
+    status, kind, default_code = 431, "invalid_request_error", "headers_too_large"
 
 
 class UpstreamError(GroundswellError):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from typing import Any
 
 import pytest
 from scripted_works import KEY, Gateway, chunk
 
+from groundswell.gateway import openai
 from groundswell.gateway.protocol import Limits
 from groundswell.model.work import Work
 from groundswell.ports import Exchange
@@ -161,6 +164,58 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(gateway: Gatew
     chunked = post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     part = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
     assert refused(await gateway.raw(chunked + part * 3)) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        (CHAT + b" " * 9000, 200),
+        (CHAT[:-1] + b',"zzz":1}' + b" " * 9000, 400),
+        (b"[" * 9000, 400),
+        (CHAT + b" " * 9000 + b"x", 400),
+    ],
+)
+async def test_a_large_body_is_read_beside_the_loop(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, body: bytes, wanted: int
+) -> None:
+    """Reading it at once would hold up every other stream; the answer is the same, and so is the order."""
+    monkeypatch.setattr(openai, "INLINE_BYTES_MAX", 8000)
+    script = gateway.script
+
+    def play(work: Work, _exchange: Exchange) -> None:
+        script.offer(work)
+        script.send(work, b'{"id":"a","model":"m","choices":[]}')
+        script.done(work)
+
+    script.play = play
+    found = answers(await gateway.raw(post(body) * 3 + get(extra=b"Connection: close\r\n")))
+    assert [status for status, _, _ in found] == [wanted] * 3 + [200]
+
+
+async def test_nobody_works_for_a_client_that_left_while_its_body_was_read(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A work without a client would hold an engine, and be charged."""
+    monkeypatch.setattr(openai, "INLINE_BYTES_MAX", 8000)
+    reading, left = threading.Event(), threading.Event()
+
+    def understand(*what: Any) -> openai.Understood:
+        reading.set()
+        left.wait(5)
+        return real(*what)
+
+    real = openai.understand
+    monkeypatch.setattr(openai, "understand", understand)
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(post(CHAT + b" " * 9000))
+    assert await asyncio.to_thread(reading.wait, 5)
+    writer.close()
+    while not gateway.seen:
+        await asyncio.sleep(0.01)  # Until the server has noticed.
+    left.set()
+    assert gateway.seen[-1].code == "client_closed"
+    assert answers(await gateway.raw(get(extra=b"Connection: close\r\n")))[0][0] == 200
+    assert gateway.script.works == []
 
 
 async def test_authentication_comes_before_the_body(gateway: Gateway) -> None:

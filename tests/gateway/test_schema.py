@@ -88,6 +88,11 @@ def test_a_bad_value_is_refused_and_its_field_named(fields: dict[str, Any], para
         (b'{"a":' * 65 + b"1" + b"}" * 65, "invalid_json"),
         (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, "invalid_json"),
         (b'{"a":[' + b'"",' * 400_000 + b'""]}', "invalid_json"),
+        (b"[" + b"[]," * 350_000 + b"0]", "invalid_json"),
+        (b'{"a":' + b"{" + b'"b":0,' * 100_001 + b'"c":0}}', "invalid_json"),
+        (b'{"a":[' + b'{"b":[{}]},' * 110_000 + b"0]}", "invalid_json"),
+        (b"1e" * 100_000, "invalid_json"),
+        (b'"' * 200_000, "invalid_json"),
         (b'{"model":"a","model":"b"}', "duplicate_key"),
         (b'{"model" : "a", "model"\n:"b"}', "duplicate_key"),
         (b'{"a":[{"role":"x","role":"y"}],"t":"\\":"}', "duplicate_key"),
@@ -106,6 +111,19 @@ def test_quotes_and_colons_in_a_prompt_are_no_keys() -> None:
         body = CHAT | {"messages": [{"role": "user", "content": text}, {"role": "user", "content": text}]}
         for separators in ((",", ":"), (" , ", " : ")):
             assert prescan.decode(json.dumps(body, separators=separators).encode()) == body
+
+
+@pytest.mark.parametrize("text", ["a, b: [c], {d}", 'say "[0, {1}, 2]"', "\\", '\\"', "[[[[,,,,::::"])
+def test_a_long_text_may_hold_any_number_of_brackets(text: str) -> None:
+    """What is counted are the values of the JSON, not the commas of a novel or the braces of a program."""
+    long = text * (2_000_000 // len(text))
+    assert prescan.decode(json.dumps({"prompt": long, "b": text}).encode()) == {"prompt": long, "b": text}
+
+
+def test_as_many_token_ids_as_a_prompt_may_have_are_taken() -> None:
+    """The bound on values is made for them."""
+    _, body = parse(Kind.COMPLETION, json.dumps({"model": "m", "prompt": [7] * 299_990}).encode())
+    assert len(body["prompt"]) == 299_990
 
 
 def test_depth_up_to_the_limit_passes() -> None:

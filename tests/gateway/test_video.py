@@ -150,6 +150,13 @@ async def test_a_wrong_request_names_what_is_wrong(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("ladder", ["[" * 5000, "NaN", '"\\ud800"', '[{"height":240,"height":360}]', "", "7"])
+async def test_a_ladder_in_a_form_is_as_strict_as_in_json(world: VideoWorld, ladder: str) -> None:
+    """Nesting without end was a 500 here."""
+    answer = await world.submit(ladder=ladder)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ladder")
+
+
 @pytest.mark.parametrize("content", [b"", b"--x\r\n", b"--x\r\n\r\nno name", b"garbage", b"--x--"])
 async def test_a_form_that_is_no_form_is_the_clients_error(world: VideoWorld, content: bytes) -> None:
     """Parsers of others must not decide our status codes."""

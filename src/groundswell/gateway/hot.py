@@ -165,8 +165,7 @@ class HotCycle:
             except GroundswellError as error:
                 self.fail(error)
             except Exception:
-                _log.exception("a request failed", extra={"request_id": self.request_id})
-                self.fail(InternalError("The server failed on this request. This is a defect of the server."))
+                self.fail_as_defect()
             self.body = bytearray()
 
     def fail(self, error: GroundswellError) -> None:
@@ -180,6 +179,11 @@ class HotCycle:
             self.end()
         else:
             self.respond(error.status, errors.headers(error), errors.body(error))
+
+    def fail_as_defect(self) -> None:
+        """Answer that we failed; from within the handler of an exception that nobody expected."""
+        _log.exception("a request failed", extra={"request_id": self.request_id})
+        self.fail(InternalError("The server failed on this request. This is a defect of the server."))
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer at once."""

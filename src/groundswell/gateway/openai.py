@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from groundswell.core import continuation
@@ -19,7 +20,7 @@ from groundswell.gateway.exchange import Account, AnswerExchange, Asked, StreamE
 from groundswell.gateway.hot import HotCycle, HotPaths
 from groundswell.gateway.pipeline import Access, Observe, Pipeline, unobserved
 from groundswell.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest
-from groundswell.model.errors import Overloaded
+from groundswell.model.errors import GroundswellError, Overloaded
 from groundswell.model.work import Kind, Work, WorkClass
 from groundswell.ports import Exchange
 from groundswell.store.keys import Scope
@@ -30,6 +31,8 @@ KINDS = {
     "/v1/embeddings": Kind.EMBEDDING,
 }
 BODY_BYTES_MAX = 8 << 20
+INLINE_BYTES_MAX = 128 << 10  # Read at once: about 20 ms at the worst, and far less for what people send.
+READERS = 2  # Threads that read larger bodies; more would only wait for each other.
 QUEUE_WAIT_S = 60.0
 HOLD_S = 10.0
 BLOCK_CHARACTERS = 512
@@ -40,6 +43,18 @@ class Submits(Works, Protocol):
     """What this needs of ``relay.Relay``."""
 
     def submit(self, work: Work, exchange: Exchange) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What a body says, before anybody is asked to serve it."""
+
+    model: str
+    asked: Asked
+    streaming: bool
+    resumable: bool
+    prompt_tokens: int
+    prefix: tuple[int, ...]
 
 
 class TextPaths:
@@ -68,6 +83,8 @@ class TextPaths:
         self._work_id = work_id
         self._loop = asyncio.get_running_loop()
         self._accounts: dict[str, Account] = {}
+        self._readers = asyncio.Semaphore(READERS)
+        self._reading: set[asyncio.Task[None]] = set()
         self.draining = False
         access = Access(Scope.INFERENCE, body_bytes_max)
         self.paths = HotPaths(pipeline, KINDS, access, self.begin, observe)
@@ -80,24 +97,44 @@ class TextPaths:
         """Accept a complete request. Raises what the client is to see."""
         if self.draining:
             raise Overloaded("This server is shutting down.", code="shutting_down")
-        request, body = schema.parse(cycle.kind, cycle.body)
+        if len(cycle.body) > INLINE_BYTES_MAX:
+            # Large enough to hold up every other stream of this loop.
+            task = self._loop.create_task(self._begin_later(cycle, cycle.body))
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+            return
+        self._accept(cycle, understand(cycle.kind, cycle.body))
+
+    async def _begin_later(self, cycle: HotCycle, raw: bytearray) -> None:
+        """As ``begin``, for a body that is read in a thread."""
+        try:
+            async with self._readers:
+                if cycle.disconnected:
+                    return
+                understood = await asyncio.to_thread(understand, cycle.kind, raw)
+            if not cycle.disconnected:
+                self._accept(cycle, understood)
+        except GroundswellError as error:
+            cycle.fail(error)
+        except Exception:
+            cycle.fail_as_defect()
+
+    def _accept(self, cycle: HotCycle, understood: Understood) -> None:
         assert cycle.principal is not None, "a request begins only after its caller is known"
         caller = cycle.principal
-        asked = _asked(cycle.kind, request, body)
-        streaming = not isinstance(request, EmbeddingRequest) and bool(request.stream)
-        text, tokens = _prompt(request)
-        resumable = self._continues and streaming and _resumable(request, asked)
+        asked = understood.asked
+        resumable = self._continues and understood.resumable
         work = Work(
             id=self._work_id(),
             kind=cycle.kind,
-            model=request.model,
+            model=understood.model,
             tenant=caller.tenant,
             deadline_s=self._loop.time() + self._queue_wait_s,
             work_class=WorkClass.INTERACTIVE,
-            prompt_tokens=tokens,
+            prompt_tokens=understood.prompt_tokens,
             output_tokens_max=asked.facts.max_tokens * asked.facts.choices,
-            prefix=_blocks(request.model, text),
-            streaming=streaming,
+            prefix=understood.prefix,
+            streaming=understood.streaming,
             resumable=resumable,
             needs_exact_resume=resumable and continuation.needs_exact(asked.facts),
         )
@@ -118,6 +155,18 @@ class TextPaths:
     def _forget(self, work_id: str) -> None:
         # Later in this turn of the loop the ledger may still ask who pays.
         self._loop.call_soon(self._accounts.pop, work_id, None)
+
+
+def understand(kind: Kind, raw: bytes | bytearray) -> Understood:
+    """Read a request's body; for any thread. Raises ``BadRequest``."""
+    request, body = schema.parse(kind, raw)
+    asked = _asked(kind, request, body)
+    streaming = not isinstance(request, EmbeddingRequest) and bool(request.stream)
+    text, tokens = _prompt(request)
+    return Understood(
+        request.model, asked, streaming, streaming and _resumable(request, asked), tokens,
+        _blocks(request.model, text),
+    )  # fmt: skip
 
 
 def _asked(kind: Kind, request: schema.Request, body: dict[str, Any]) -> Asked:

@@ -35,7 +35,7 @@ from groundswell.store.keys import MISS, Miss, Principal, Scope
 
 _log = logging.getLogger(__name__)
 
-JSON_BYTES_MAX = 1 << 20  # What an endpoint takes that does not say otherwise.
+JSON_BYTES_MAX = 128 << 10  # What an endpoint takes that does not say otherwise; more would hold the loop.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 ASGIMessage = MutableMapping[str, Any]

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from groundswell.gateway import prescan
 from groundswell.gateway.app import answer
 from groundswell.gateway.multipart import read_form
-from groundswell.gateway.pipeline import access
+from groundswell.gateway.pipeline import JSON_BYTES_MAX, access, too_large
 from groundswell.gateway.transcodes import FILE, JOB_ID, KIND, TOKEN, Transcodes
 from groundswell.media.ladder import DEFAULT, parse
 from groundswell.media.probe import probe
@@ -310,17 +310,15 @@ async def _small(request: Request) -> dict[str, Any]:
     body = b""
     async for piece in _body(request):
         body += piece
-        if len(body) > FORM_BYTES:
-            raise BadRequest(
-                "A JSON body of this size is no description of a transcode.", code="invalid_json"
-            )
+        if len(body) > JSON_BYTES_MAX:
+            raise too_large(JSON_BYTES_MAX)
     return prescan.decode(body)
 
 
 def _json(text: str) -> Any:
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+        return prescan.decode_value(text.encode())
+    except BadRequest as error:
         raise BadRequest("ladder is not valid JSON.", param="ladder") from error
 
 

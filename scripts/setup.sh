@@ -66,6 +66,9 @@ test_tools() {
   command -v g++ >/dev/null || missing="$missing g++"
   command -v node >/dev/null || missing="$missing nodejs"
   command -v npm >/dev/null || missing="$missing npm"
+  command -v strace >/dev/null || missing="$missing strace"
+  command -v openssl >/dev/null || missing="$missing openssl"
+  if ! command -v ip >/dev/null && [ ! -x /usr/sbin/ip ]; then missing="$missing iproute2"; fi
   # shellcheck disable=SC2086
   if [ -n "$missing" ]; then packages $missing; fi
   if [ ! -d tests/e2e/js/node_modules ] || [ tests/e2e/js/package.json -nt tests/e2e/js/node_modules ]; then

@@ -131,5 +131,5 @@ def test_every_setting_is_in_the_reference_with_its_meaning_and_default() -> Non
         assert all(cells)
         value = tomllib.loads(f"value = {cells[2].strip('`')}")["value"]
         owner = getattr(Config(), place[0]) if len(place) > 1 else Config()
-        assert load(None, {variable: ",".join(value) if isinstance(value, list) else str(value)})
+        assert load(None, {variable: ",".join(map(str, value)) if isinstance(value, list) else str(value)})
         assert getattr(owner, place[-1]) in (value, tuple(value) if isinstance(value, list) else value)

@@ -153,6 +153,14 @@ class Video(Section, frozen=True, kw_only=True):
     streams: Annotated[Count, described("Most streams in a source.")] = 16
     attempts: Annotated[Count, described("How often a segment is tried before its job fails.")] = 3
     fetch: Annotated[bool, described("Whether sources may be given by URL.")] = True
+    fetch_hosts: Annotated[
+        tuple[str, ...], described("The only host names that sources are fetched from; empty is any.")
+    ] = ()
+    fetch_ports: Annotated[tuple[Port, ...], described("Ports that sources are fetched from.")] = (80, 443)
+    fetch_private: Annotated[
+        tuple[str, ...],
+        described("Host names and networks that sources are fetched from although they are not public."),
+    ] = ()
     ffmpeg: Annotated[str, described("Path of ffmpeg; empty takes the one that came with the package.")] = ""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from groundswell.model.errors import GroundswellError, TooLarge, Unprocessable, UpstreamError
-from groundswell.wire.fetch import Fetcher, FetchRules, is_public, parse
+from groundswell.wire.fetch import Fetcher, FetchRules, is_ours, is_public, parse
 
 REFUSED_URLS = [
     "file:///etc/passwd", "gopher://host/", "ftp://host/", "data:text/plain,x", "http:host", "http:///path",
@@ -19,7 +21,8 @@ REFUSED_URLS = [
     "http://127.1/", "http://0/", "http://2130706433/", "http://0x7f000001/", "http://0x7f.0.0.1/",
     "http://0177.0.0.1/", "http://127.0.0.1.5/", "http://256.1.1.1/", "http://１２７.0.0.1/", "http://a..b/",
     "http://-a/", "http://" + "a" * 64 + "/", "http://host/" + "a" * 3000, "http://%31%32%37.0.0.1/",
-    "http://[fe80::1%25eth0]/", "jar:http://host!/", "HTTP:/host/", "http://host^/",
+    "http://[fe80::1%25eth0]/", "jar:http://host!/", "HTTP:/host/", "http://host^/", "http://[host]/",
+    "http://host[::1]/", "http://[::1]host/", "http://[v1.host]/", "http://host:000080/",
 ]  # fmt: skip
 
 PRIVATE = [
@@ -28,7 +31,7 @@ PRIVATE = [
     "203.0.113.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "192.88.99.1",
     "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "fe80::1", "fec0::1", "fc00::1",
     "fd00:ec2::254", "ff02::1", "64:ff9b::7f00:1", "64:ff9b:1::1", "2002:7f00:1::", "2001::1", "2001:db8::1",
-    "100::1",
+    "100::1", "3fff::1",
 ]  # fmt: skip
 
 
@@ -99,6 +102,32 @@ async def test_a_list_of_hosts_shuts_out_all_others() -> None:
     assert (await fetcher.check("http://films.example/")).addresses == ("8.8.8.8",)
     with pytest.raises(Unprocessable):
         await fetcher.check("http://other.example/")
+
+
+@pytest.mark.parametrize("host", ["films.example", "films.example.", "FILMS.example"])
+async def test_our_own_names_are_refused_however_they_are_written(host: str) -> None:
+    """A name of the gateway may lead to a proxy in front of it, whose address is not its own."""
+    with pytest.raises(Unprocessable):
+        await Answers(["8.8.8.8"], FetchRules(refuse=("films.example",))).check(f"http://{host}/")
+
+
+def test_an_address_of_this_machine_is_known_as_such() -> None:
+    """Without being told: interfaces come and go."""
+    assert is_ours(ipaddress.ip_address("127.0.0.1"))
+    assert not is_ours(ipaddress.ip_address("8.8.8.8"))
+
+
+async def test_a_name_server_that_hangs_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are shared with the disk and the database; strangers' names must not take them all."""
+    free = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: free.wait() and [])
+    fetcher = Fetcher(FetchRules(connect_s=0.05))
+    checks = [fetcher.check(f"http://{n}.films.example/") for n in range(100)]
+    refused = await asyncio.gather(*checks, return_exceptions=True)
+    assert {type(one) for one in refused} == {Unprocessable}
+    async with asyncio.timeout(5):
+        assert await asyncio.to_thread(lambda: "done") == "done"
+    free.set()
 
 
 class Site:
@@ -234,6 +263,10 @@ async def test_a_server_that_dawdles_is_left(site: Site) -> None:
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 70_000,
+        b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
         b"HTTP/1.1 404 Not Found\r\n\r\n",

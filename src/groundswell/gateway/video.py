@@ -174,14 +174,14 @@ class _Video:
         digest: str,
         *,
         blob_id: str = "",
-        url: str = "",
+        url: str | None = None,
     ) -> Job:
         """Look at the source, commit the job; the answer goes out only after that."""
         wanted = self._ladder if wanted is None else wanted
         parse(wanted)
         request = {"ladder": wanted, "token": secrets.token_urlsafe(24)}
         job_id = self._transcodes.new_id()
-        if url:
+        if url is not None:
             if self._fetcher is None:
                 raise BadRequest("Sources by URL are switched off here; upload the file.", param="input.url")
             await self._fetcher.check(url)

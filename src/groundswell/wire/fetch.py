@@ -6,8 +6,7 @@ a second answer of the name server cannot change the target (DNS rebinding). A r
 beginning, at most three times. Size and time are bounded, and nothing is decompressed, so there is no bomb
 to go off. Proxies, cookies and credentials do not exist here.
 
-``allow`` opens named hosts or networks that would be refused, for a private network's own servers and for
-tests.
+An address of this very machine is refused even when it is a public one: behind it are our own services.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
@@ -29,8 +29,11 @@ URL_BYTES_MAX = 2048
 HEAD_BYTES_MAX = 32 << 10
 HEAD_LINES_MAX = 100
 PIECE_BYTES = 256 << 10
+RESOLVERS_MAX = 8  # Threads of their own, so that a name server that hangs holds up nothing but other URLs.
+LENGTH_DIGITS_MAX = 18  # Beyond any file; Python refuses to read numbers of thousands of digits.
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z")
 _URL = re.compile(r"[!#-;=?-\[\]_a-z~]+\Z")  # Printable ASCII without blanks, quotes, backslash and <>^`{|}.
+_AUTHORITY = re.compile(r"([^:\[\]@%]+|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?\Z")
 _PORTS = {"http": 80, "https": 443}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -40,7 +43,7 @@ _REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32",
-        "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "fec0::/10",
+        "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "fec0::/10", "3fff::/20",
     )
 )  # fmt: skip
 
@@ -49,8 +52,9 @@ _REFUSED: tuple[Network, ...] = tuple(
 class FetchRules:
     """What may be fetched.
 
-    ``allow`` holds host names and networks that are exempt from the address check, ``refuse`` our own
-    addresses. ``only``, when not empty, lists the only host names that are fetched from.
+    ``allow`` holds host names and networks that are exempt from the address check, for the servers of a
+    private network; ``refuse`` names and networks that are never fetched from, such as our own. ``only``,
+    when not empty, lists the only host names that are fetched from. All of them in lower case.
     """
 
     ports: frozenset[int] = frozenset({80, 443})
@@ -84,26 +88,31 @@ class Fetcher:
 
     def __init__(self, rules: FetchRules = FetchRules()) -> None:
         self._rules = rules
+        self._threads = ThreadPoolExecutor(RESOLVERS_MAX, "resolve")
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """All addresses of a name. Raises ``OSError``."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+        def ask() -> list[str]:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
     async def check(self, url: str) -> Target:
         """Parse and resolve a URL; raises ``Unprocessable`` (``url_rejected``) when it is refused."""
         scheme, host, port, path = parse(url)
         if port not in self._rules.ports:
             raise _rejected("The URL's port is not one that is fetched from.")
-        if self._rules.only and host.lower() not in self._rules.only:
+        name = host.removesuffix(".")
+        if name in self._rules.refuse or (self._rules.only and name not in self._rules.only):
             raise _rejected("The URL's host is not on the list of those that are fetched from.")
         try:
             async with asyncio.timeout(self._rules.connect_s):
                 addresses = await self.resolve(host, port)
         except (OSError, UnicodeError, TimeoutError) as error:
             raise _rejected("The URL's host cannot be found.") from error
-        if not addresses or not all(self._may_dial(host, address) for address in addresses):
+        if not addresses or not all(self._may_dial(name, address) for address in addresses):
             raise _rejected("The URL leads to an address that is not public.")
         return Target(scheme, host, port, path, tuple(addresses))
 
@@ -142,8 +151,11 @@ class Fetcher:
                 connection.close()
                 raise
             connection.close()
-            following = urljoin(url, location)
-            if target.scheme == "https" and not following.startswith("https:"):
+            try:
+                following = urljoin(url, location)
+            except ValueError as error:
+                raise _rejected("The URL redirects to one that cannot be read.") from error
+            if target.scheme == "https" and not following.lower().startswith("https:"):
                 raise _rejected("The URL redirects from https to something less.")
             url = following
         raise _rejected(f"The URL redirects more than {REDIRECTS_MAX} times.")
@@ -167,9 +179,9 @@ class Fetcher:
         address = ipaddress.ip_address(text.partition("%")[0])
         if _within(address, self._rules.refuse):
             return False
-        if host.lower() in self._rules.allow or _within(address, self._rules.allow):
+        if host in self._rules.allow or _within(address, self._rules.allow):
             return True
-        return is_public(address)
+        return is_public(address) and not is_ours(address)
 
 
 def parse(url: str) -> tuple[str, str, int, str]:
@@ -187,7 +199,7 @@ def parse(url: str) -> tuple[str, str, int, str]:
     if parts.scheme not in _PORTS or not url.lower().startswith(f"{parts.scheme}://"):
         raise _rejected("Only http and https URLs are fetched.")
     host = parts.hostname or ""
-    if "@" in parts.netloc or "%" in parts.netloc or not _is_host(host):
+    if not _AUTHORITY.match(parts.netloc) or not _is_host(host):
         raise _rejected("The URL's host cannot be used.")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return parts.scheme, host, _PORTS[parts.scheme] if port is None else port, path
@@ -216,6 +228,19 @@ def is_public(address: Address) -> bool:
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     return not any(address.version == network.version and address in network for network in _REFUSED)
+
+
+def is_ours(address: Address) -> bool:
+    """Whether this machine has the address itself.
+
+    Connecting a datagram socket sends nothing; the kernel only chooses the source address, which is the
+    destination itself when that is local.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((str(address), 9))
+        return bool(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0]) == address)
+    return False
 
 
 def _within(address: Address, entries: Sequence[str]) -> bool:
@@ -259,7 +284,9 @@ class _Connection:
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise _failed("The URL's server compresses what was asked for plainly.")
         length = self.headers.get("content-length")
-        if length is not None and (not length.isdigit() or int(length) > limit_bytes):
+        if length is not None and not re.fullmatch(r"[0-9]+", length):
+            raise _failed("The URL's server does not speak HTTP as we know it.")
+        if length is not None and (len(length) > LENGTH_DIGITS_MAX or int(length) > limit_bytes):
             raise TooLarge(f"The file at the URL is larger than {limit_bytes} bytes.")
         chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
         loop = asyncio.get_running_loop()
@@ -291,7 +318,10 @@ class _Connection:
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         while True:
-            line = await self._reader.readuntil(b"\r\n")
+            try:
+                line = await self._reader.readuntil(b"\r\n")
+            except asyncio.LimitOverrunError:
+                line = b""
             digits = line.strip().partition(b";")[0]
             if len(line) > 200 or not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", digits):
                 raise _failed("The URL's server does not speak HTTP as we know it.")

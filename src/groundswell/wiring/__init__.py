@@ -31,7 +31,7 @@ from groundswell.model.work import Kind, Work
 from groundswell.store.keys import KeyRing
 from groundswell.store.ledger import UsageRow
 from groundswell.telemetry import Metrics, Tracer
-from groundswell.wire.fetch import Fetcher
+from groundswell.wire.fetch import Fetcher, FetchRules
 from groundswell.wiring.fleet import Fleet, probe_url
 from groundswell.wiring.state import State, open_keys, open_state
 
@@ -189,7 +189,7 @@ async def _front_door(
         observe=observe,
     )
     owner = f"gateway-{os.getpid()}-{secrets.token_hex(4)}"
-    fetcher = Fetcher() if config.video.fetch else None
+    fetcher = Fetcher(_fetch_rules(config)) if config.video.fetch else None
     transcodes = _transcodes(config, state, relay, owner, fetcher, metrics)
     operations = Operations(
         nodes=relay.nodes,
@@ -240,6 +240,17 @@ def _transcodes(
         state.jobs, state.blobs, relay, config.folder / "jobs", owner, fetcher, settings,
         on_job=lambda job_state: metrics.job("transcode", job_state),
     )  # fmt: skip
+
+
+def _fetch_rules(config: Config) -> FetchRules:
+    """Our own names are refused here; our own addresses are by the fetcher itself."""
+    video = config.video
+    return FetchRules(
+        ports=frozenset(video.fetch_ports),
+        allow=tuple(entry.lower() for entry in video.fetch_private),
+        refuse=tuple(name.lower() for name in config.gateway.allowed_hosts),
+        only=tuple(name.lower() for name in video.fetch_hosts),
+    )
 
 
 async def _forever(name: str, work: Coroutine[Any, Any, None]) -> None:

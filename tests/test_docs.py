@@ -19,7 +19,7 @@ from markdown.extensions.toc import slugify
 
 import groundswell.cli
 from groundswell.config import load
-from groundswell.core.dispatch import Reason
+from groundswell.core.contract import Reason
 from groundswell.gateway import video
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.pipeline import Guard, Pipeline

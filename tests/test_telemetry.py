@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from groundswell import telemetry
-from groundswell.core.dispatch import Finish
+from groundswell.core.contract import Finish
 from groundswell.model.money import Usage
 from groundswell.model.work import Kind, Work, WorkState
 from groundswell.telemetry import Metrics, Tracer, configure_logging, request_id

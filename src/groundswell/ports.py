@@ -144,7 +144,7 @@ class Exchange(Protocol):
         """The next bytes of the one attempt that counts."""
 
     def finish(self, finish: Any, error: GroundswellError | None) -> None:
-        """The end (a ``core.dispatch.Finish``), once. ``error`` is the last attempt's, if any.
+        """The end (a ``core.contract.Finish``), once. ``error`` is the last attempt's, if any.
 
         Should it raise on a work that is done, it is called again with an end as failed."""
 

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from groundswell.core.dispatch import Finish
+from groundswell.core.contract import Finish
 from groundswell.model.errors import BadRequest
 from groundswell.model.work import Kind, Work, WorkState
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from groundswell.core.dispatch import Arrived, Deliver, Dispatcher, Finish, Reported, Send
-from groundswell.model.messages import Accepted, Offer, Withdraw
+from groundswell.core.contract import Arrived, Deliver, Finish, Reported, Send, Tick
+from groundswell.core.dispatch import Dispatcher
+from groundswell.model.messages import Accepted, Offer, Output, Withdraw
 from groundswell.model.node import Capability, Continuation, EngineReport, NodeReport
-from groundswell.model.work import Kind, Work
+from groundswell.model.work import Kind, Work, WorkState
 
 MODEL = Capability(
     "m",
@@ -108,3 +109,28 @@ def finishes(effects: list[Any]) -> list[Finish]:
 
 def deliveries(effects: list[Any]) -> list[int]:
     return [one.index for one in effects if isinstance(one, Deliver)]
+
+
+def end_of(effects: list[Any]) -> tuple[WorkState, str]:
+    """State and reason of the one finish among the effects."""
+    (finish,) = finishes(effects)
+    return finish.state, finish.reason
+
+
+def stream(
+    desk: Desk, work_id: str, attempt: int, *, count: int, first: int = 0, every_s: float = 0.1
+) -> None:
+    """So many frames of one token each, in order."""
+    for index in range(first, first + count):
+        desk.at(desk.now_s + every_s)
+        assert deliveries(desk.step(Output(work_id, attempt, index, 1))) == [index]
+
+
+def tick_until(desk: Desk, until_s: float) -> list[Any]:
+    """Ring every alarm up to then; all effects."""
+    effects = []
+    while (wake_s := desk.machine.wake_s) is not None and wake_s <= until_s:
+        desk.at(max(desk.now_s, wake_s))
+        effects += desk.step(Tick())
+    desk.at(until_s)
+    return effects

@@ -21,18 +21,8 @@ from groundswell.core.agent import (
     Stop,
 )
 from groundswell.core.agent import Tick as AgentTick
-from groundswell.core.dispatch import (
-    Arrived,
-    Cancelled,
-    Deliver,
-    Dispatcher,
-    Finish,
-    Left,
-    Paused,
-    Reported,
-    Send,
-    Tick,
-)
+from groundswell.core.contract import Arrived, Cancelled, Deliver, Finish, Left, Paused, Reported, Send, Tick
+from groundswell.core.dispatch import Dispatcher
 from groundswell.model.messages import Ended, Fault, Offer, Output
 from groundswell.model.money import Usage
 from groundswell.model.node import Capability, Continuation
@@ -118,7 +108,7 @@ class World:
     def check(self) -> None:
         desk = self.desk
         held = [key for engine in desk.members.engines() for key in engine.held]
-        assert sorted(held) == sorted(desk._slots)
+        assert sorted(held) == sorted(desk._slots._engines)
         for engine in desk.members.engines():
             assert len(engine.held) <= max(engine.slots, 0)
             leases = [one for key in engine.held if (one := desk._lease(*key))]
@@ -271,6 +261,6 @@ def test_any_order_of_events_keeps_the_promises(script: list[tuple[str, int]]) -
             world.tell(node_id, EngineUp("e", SLOTS, (CAPABILITY,)))
         world.pass_time(0.25)
     assert set(world.finished) == set(world.arrived)
-    assert not world.desk._slots
+    assert not world.desk._slots._engines
     assert len(world.desk) == 0
     assert all(not one.held and not one.backlog for one in world.desk.members.engines())

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from groundswell.core.dispatch import Finish
+from groundswell.core.contract import Finish
 from groundswell.gateway.openai import TextPaths
 from groundswell.gateway.pipeline import Seen
 from groundswell.gateway.relay import NodeView

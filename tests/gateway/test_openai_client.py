@@ -10,7 +10,7 @@ import openai
 import pytest
 from scripted_works import KEY, VIDEO_KEY, Gateway, chunk, usage_chunk
 
-from groundswell.core.dispatch import Reason
+from groundswell.core.contract import Reason
 from groundswell.model.errors import BadRequest, InternalError
 from groundswell.model.work import Work
 from groundswell.ports import Exchange

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from groundswell.bus.memory import MemoryLink, MemoryNodeLink
-from groundswell.core.dispatch import Dispatcher, Finish
+from groundswell.core.contract import Finish
+from groundswell.core.dispatch import Dispatcher
 from groundswell.gateway.relay import Relay
 from groundswell.model.errors import BadRequest, GroundswellError, InternalError
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, ToNode, Withdraw

@@ -17,7 +17,8 @@ from scripted_works import KEY, Ring
 
 from groundswell.bus.memory import MemoryLink
 from groundswell.core.agent import Agent
-from groundswell.core.dispatch import Dispatcher, Finish
+from groundswell.core.contract import Finish
+from groundswell.core.dispatch import Dispatcher
 from groundswell.engines.openai_http import OpenAIHttpEngine
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.openai import TextPaths

@@ -22,7 +22,8 @@ import pytest
 
 from groundswell.bus.memory import MemoryLink
 from groundswell.core.agent import Agent
-from groundswell.core.dispatch import Dispatcher, Finish
+from groundswell.core.contract import Finish
+from groundswell.core.dispatch import Dispatcher
 from groundswell.engines.openai_http import OpenAIHttpEngine
 from groundswell.gateway.relay import Relay
 from groundswell.model.errors import GroundswellError

@@ -10,9 +10,11 @@ import pytest
 
 from groundswell.core import dispatch, routing, verdict
 from groundswell.core.agent import Agent
-from groundswell.core.dispatch import Cancelled, Deliver, Dispatcher
+from groundswell.core.contract import Cancelled, Deliver
+from groundswell.core.dispatch import Dispatcher
 from groundswell.core.lease import Lease
 from groundswell.core.membership import Change, Members
+from groundswell.core.slots import Slots
 from groundswell.core.waiting import WaitingRoom
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -198,7 +200,7 @@ def queue_unbounded(patch: pytest.MonkeyPatch) -> None:
 
 @_bug("slots leak", "moves for a reason", "idle capacity", "deadline")
 def slot_leak(patch: pytest.MonkeyPatch) -> None:
-    _wrap(patch, Dispatcher, "_release", lambda original, self, key: None)
+    _wrap(patch, Slots, "release", lambda original, self, key: None)
 
 
 @_bug("a deadline is ignored", "deadline")

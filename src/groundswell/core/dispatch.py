@@ -14,9 +14,8 @@ Moving on is free until content went out. After that the work goes only where th
 it, with what was emitted counted, or ends with the one reason that says why not. Lost work waits in front
 of everybody.
 
-A slot counts as ours from the offer until the node says that the attempt is over, or stops reporting it; so
-a withdrawn attempt keeps its slot until then, and in flight is never above slots. Reports also find what
-one side forgot: an attempt that two reports in a row lack is lost, one that we do not know is withdrawn.
+A withdrawn attempt keeps its slot until its node confirms (``core.slots``). Reports also find what one side
+forgot: an attempt that two reports in a row lack is lost, one that we do not know is withdrawn.
 
 Nothing scans the open works. Each lease, waiting work, node and breaker has one alarm (``core.timers``); a
 free slot looks at the lanes that it can serve (``core.waiting``). Output is the hot path and comes first in
@@ -25,158 +24,49 @@ free slot looks at the lanes that it can serve (``core.waiting``). Output is the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import assert_never
 
 from groundswell.core.chance import mix
 from groundswell.core.continuation import can_continue, combined_usage
+from groundswell.core.contract import (
+    Arrived,
+    Cancelled,
+    Deliver,
+    Effect,
+    Event,
+    Finish,
+    Left,
+    Paused,
+    Reason,
+    Reported,
+    Send,
+    Tick,
+)
 from groundswell.core.estimate import Estimator
 from groundswell.core.health import Breaker
 from groundswell.core.lease import Entry, Lease
-from groundswell.core.membership import AttemptKey, Change, Engine, Members, Node, Seat, Standing
+from groundswell.core.membership import Change, Engine, Members, Node, Seat, Standing
 from groundswell.core.outliers import Outliers
 from groundswell.core.pace import Paces
+from groundswell.core.patience import (
+    ACCEPT_S,
+    GAP_MAX_S,
+    GAP_MIN_S,
+    HUNG_S,
+    LOST_WAIT_S,
+    RESUME_WAIT_MAX_S,
+    first_limit_s,
+)
 from groundswell.core.reconcile import Findings, reconcile
-from groundswell.core.routing import OUTPUT_EXPECTED, Ask, PoolKey, Router, fits, need_of, pool_keys
+from groundswell.core.routing import Ask, PoolKey, Router, fits, need_of, output_expected, pool_keys
+from groundswell.core.slots import Slots
 from groundswell.core.timers import NEVER, Timers
 from groundswell.core.verdict import Verdict, judge
-from groundswell.core.waiting import RANK_LOST, RANKS, Lane, WaitingRoom
+from groundswell.core.waiting import RANK_LOST, RANKS, Lane, WaitingRoom, units_of
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refusal, Refused, Withdraw
 from groundswell.model.money import Price, Usage
 from groundswell.model.node import NodeReport
-from groundswell.model.work import Kind, Work, WorkState
-
-ACCEPT_S: Final = 2.0  # An offer without an answer for so long never arrived.
-FIRST_MIN_S, FIRST_MAX_S = 4.0, 60.0  # First output: 4x the predicted TTFT + 2 s, within these.
-GAP_MIN_S, GAP_MAX_S = 2.0, 4.0  # Between frames: 10x the stream's own median gap, within these.
-WHOLE_MIN_S, WHOLE_MAX_S = 60.0, 900.0  # Not streamed: 4x the predicted completion + 30 s, within these.
-HUNG_S: Final = (
-    1.0  # When a stream stalls and all others of its engine are silent this long, it is the engine.
-)
-LOST_WAIT_S: Final = 30.0  # Lost work may wait this long again, whatever its deadline was.
-RESUME_WAIT_MAX_S: Final = 120.0  # A broken stream waits at most this long while its model is only busy.
-PIXELS_PER_UNIT: Final = 20_000  # About as long to encode as a token takes to decode.
-
-# --- events: what happened ---
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A work was accepted by the front door. ``draw`` is 64 bits of chance that the core expands."""
-
-    work: Work
-    draw: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """The client went away, or asked for the work to stop."""
-
-    work_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A node's heartbeat or hello arrived."""
-
-    report: NodeReport
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The link knows that this generation of a node is gone: a goodbye, or its connection broke."""
-
-    node_id: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Nothing happened but time: the machine asked to be woken now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Paused:
-    """The front door holds this work's output back because its client is slow, or lets it flow again; silence
-    of a paused stream is not a stall."""
-
-    work_id: str
-    paused: bool
-
-
-Event = Arrived | Cancelled | Reported | Left | Accepted | Refused | Output | Ended | Paused | Tick
-
-# --- effects: what to do ---
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message to a node."""
-
-    node_id: str
-    message: Offer | Withdraw
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Hand this frame's bytes to the client, now: it is the next one, of the one attempt that counts."""
-
-    work_id: str
-    attempt: int
-    index: int
-
-
-class Reason:
-    """Stable codes for why a work ended other than done; docs/reference/errors.md lists them."""
-
-    UNKNOWN_MODEL = "model_not_found"
-    NO_NODE = "no_capable_node"
-    QUEUE_FULL = "server_is_overloaded"
-    DEADLINE = "deadline_exceeded"
-    REJECTED = "rejected_by_engine"
-    EXHAUSTED = "upstream_error"
-    NOT_RESUMABLE = "stream_interrupted"
-    POISON = "job_failed"
-    CANCELLED = "cancelled"
-
-
-REASONS: Final = {
-    Verdict.EXHAUSTED: Reason.EXHAUSTED,
-    Verdict.POISON: Reason.POISON,
-    Verdict.NOT_RESUMABLE: Reason.NOT_RESUMABLE,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The work has ended. Sent exactly once for each work that arrived; ``usage`` is what is settled.
-
-    ``emitted_tokens`` is what the client was sent by attempts before the last one; ``continued`` counts
-    attempts that went on in mid-stream, ``attempts`` all of them. Times are in seconds from arrival;
-    ``ttft_s`` is None when no content went out.
-    """
-
-    work_id: str
-    state: WorkState
-    reason: str = ""
-    fault: Fault | None = None
-    node_id: str = ""
-    engine_id: str = ""
-    usage: Usage = Usage()
-    price: Price = Price()
-    attempts: int = 0
-    continued: int = 0
-    emitted_tokens: int = 0
-    retry_after_s: float | None = None
-    queue_wait_s: float = 0.0
-    ttft_s: float | None = None
-    duration_s: float = 0.0
-
-
-Effect = Send | Deliver | Finish
-
-
-# --- the machine ---
+from groundswell.model.work import Kind, WorkState
 
 
 class Dispatcher:
@@ -200,10 +90,9 @@ class Dispatcher:
         self.waiting = WaitingRoom(queue_works_max, queue_units_max)
         self._id_prefix = id_prefix
         self._open: dict[str, Entry] = {}
-        self._slots: dict[AttemptKey, Engine] = {}  # Every attempt that may hold a slot, as in Engine.held.
+        self._slots = Slots(self.router)
         self._paces = Paces()
         self._outliers = Outliers(self.members, self.router, self._timers)
-        self._freed: dict[Engine, None] = {}  # Engines that may take more since this step began.
         self._unplaced: dict[PoolKey, None] = {}  # Pools for which works began to wait in this step.
 
     @property
@@ -232,7 +121,7 @@ class Dispatcher:
             return self._output(now_s, event)
         effects: list[Effect] = []
         self._take(now_s, event, effects)
-        if self._freed or self._unplaced:
+        if self._slots.freed or self._unplaced:
             self._place_waiting(now_s, effects)
         return effects
 
@@ -272,7 +161,7 @@ class Dispatcher:
         if work.id in self._open:
             return
         need = need_of(work)
-        units = _units(work)
+        units = units_of(work)
         entry = Entry(work, event.draw, now_s, need, RANKS[work.work_class], units)
         self._open[work.id] = entry
         if need.pool not in self._paces:
@@ -294,7 +183,7 @@ class Dispatcher:
 
     def _place_waiting(self, now_s: float, effects: list[Effect]) -> None:
         """Fill what has become free, and find seats for what has begun to wait."""
-        freed, self._freed = self._freed, {}
+        freed, self._slots.freed = self._slots.freed, {}
         unplaced, self._unplaced = self._unplaced, {}
         if not self.waiting.works:
             return
@@ -329,7 +218,7 @@ class Dispatcher:
         ask = Ask(
             entry.need,
             work.prompt_tokens + entry.emitted,
-            _output_expected(work, entry.emitted),
+            output_expected(work, entry.emitted),
             work.pixels,
             work.prefix,
             draw,
@@ -351,7 +240,7 @@ class Dispatcher:
         pool = self.router.pools.get(ask.need.pool)
         engines = self._outliers.last_resort(pool, ask.avoid) if pool is not None else []
         for engine in engines:
-            self._touch(engine)
+            self._slots.touch(engine)
         return self.router.rank(ask) if engines else []
 
     def _leave_queue(self, entry: Entry) -> None:
@@ -365,22 +254,14 @@ class Dispatcher:
         entry.continued += entry.sent
         entry.started_s = now_s if entry.started_s is None else entry.started_s
         lease = entry.lease = Lease(entry, entry.attempts, seat, now_s)
-        lease.limit_s = self._first_limit_s(seat, ask, work)
+        lease.limit_s = first_limit_s(self.router, seat, ask, work)
         key = (work.id, lease.attempt)
-        engine.held[key] = NEVER
-        self._slots[key] = engine
+        self._slots.take(key, engine)
         if work.kind is Kind.TRANSCODE:
-            lease.left = work.pixels
+            lease.load(0, work.pixels)
         else:
-            lease.prefill_tokens = ask.prompt_tokens
-            lease.left = ask.prompt_tokens + ask.output_tokens
-        lease.sequences = len(engine.held) + engine.others
-        engine.prefill_tokens += lease.prefill_tokens
-        engine.backlog += lease.left
-        if engine.breaker.half_open:
-            engine.breaker.probe = key
+            lease.load(ask.prompt_tokens, ask.prompt_tokens + ask.output_tokens)
         self._timers.set(lease, now_s + ACCEPT_S)
-        self.router.refresh(engine)
         self.router.memory.sent(work.prefix, seat)
         offer = Offer(
             work.id,
@@ -394,18 +275,6 @@ class Dispatcher:
         )
         effects.append(Send(engine.node.node_id, offer))
 
-    def _first_limit_s(self, seat: Seat, ask: Ask, work: Work) -> float:
-        """How long an attempt may be silent: to its first content, or in all if it is not streamed."""
-        if work.kind is Kind.TRANSCODE:
-            ahead = ask.pixels + seat.engine.backlog
-            expected_s = self.router.estimator.predict_transcode_s(seat.key, ahead)
-        else:
-            ttft_s, tpot_s, _ = self.router.predict(seat, ask.prompt_tokens, ask.output_tokens)
-            if work.streaming:
-                return _clamp(4.0 * ttft_s + 2.0, FIRST_MIN_S, FIRST_MAX_S)
-            expected_s = ttft_s + tpot_s * (work.output_tokens_max or seat.capability.context_tokens)
-        return _clamp(4.0 * expected_s + 30.0, WHOLE_MIN_S, WHOLE_MAX_S)
-
     # --- an attempt runs ---
 
     def _output(self, now_s: float, event: Output) -> list[Effect]:
@@ -417,7 +286,7 @@ class Dispatcher:
             return []
         if lease.flowing and event.index == lease.next_index and not lease.early and lease.ended is None:
             lease.next_index += 1
-            self._flow(now_s, lease, event)
+            lease.flow(now_s, event)
             return [Deliver(event.work_id, event.attempt, event.index)]
         return self._output_slow(now_s, entry, lease, event)
 
@@ -428,8 +297,8 @@ class Dispatcher:
         effects: list[Effect] = []
         for frame in lease.admit(event):
             if not lease.flowing and (frame.tokens > 0 or not frame.resumable):
-                self._first_content(now_s, entry, lease)
-            self._flow(now_s, lease, frame)
+                lease.first_content(now_s)
+            lease.flow(now_s, frame)
             effects.append(Deliver(frame.work_id, frame.attempt, frame.index))
         ended = lease.ended
         if ended is not None and lease.next_index >= ended.frames:
@@ -437,54 +306,13 @@ class Dispatcher:
             self._place_waiting(now_s, effects)
         return effects
 
-    def _first_content(self, now_s: float, entry: Entry, lease: Lease) -> None:
-        engine = lease.engine
-        engine.prefill_tokens -= lease.prefill_tokens
-        prompt = min(lease.prefill_tokens, lease.left)
-        engine.backlog -= prompt
-        lease.left -= prompt
-        lease.prefill_tokens = 0
-        if lease.first_s == NEVER:
-            lease.first_s = lease.last_s = now_s
-        if entry.work.streaming:
-            lease.flowing = True
-            lease.limit_s = GAP_MAX_S
-            if not entry.sent:
-                entry.sent = True
-                entry.ttft_s = now_s - entry.arrived_s
-                entry.fingerprint = lease.seat.capability.fingerprint
-
-    def _flow(self, now_s: float, lease: Lease, frame: Output) -> None:
-        """One frame in order: put the stall limit off, count.
-
-        The limit follows 10x the median gap by steps of a tenth, up for a longer gap and down for a shorter
-        one, which balances where half of the gaps are longer: the median, at the cost of one comparison.
-        """
-        if lease.flowing:
-            limit_s = lease.limit_s
-            if 10.0 * (now_s - lease.last_s) > limit_s:
-                lease.limit_s = limit_s = min(limit_s * 1.1, GAP_MAX_S)
-            elif limit_s > GAP_MIN_S:
-                lease.limit_s = limit_s = max(limit_s / 1.1, GAP_MIN_S)
-            lease.due_s = now_s + limit_s
-        lease.last_s = now_s
-        tokens = frame.tokens
-        lease.tokens += tokens
-        left = lease.left
-        if left:
-            done = tokens if tokens < left else left
-            lease.left = left - done
-            lease.engine.backlog -= done
-        if not frame.resumable:
-            lease.entry.resumable = False
-
     def _accepted(self, event: Accepted, effects: list[Effect]) -> None:
         lease = self._lease(event.work_id, event.attempt)
         if lease is not None:
             if not lease.accepted:
                 self._mark_accepted(lease)
             return
-        engine = self._slots.get((event.work_id, event.attempt))
+        engine = self._slots.engine((event.work_id, event.attempt))
         if engine is not None:  # Withdrawn before it was accepted; the first withdrawal may be lost.
             effects.append(Send(engine.node.node_id, Withdraw(event.work_id, event.attempt)))
 
@@ -509,7 +337,7 @@ class Dispatcher:
 
     def _ended(self, now_s: float, event: Ended, effects: list[Effect]) -> None:
         key = (event.work_id, event.attempt)
-        self._release(key)
+        self._slots.release(key)
         lease = self._lease(*key)
         if lease is None or lease.ended is not None:
             return
@@ -526,7 +354,7 @@ class Dispatcher:
         self, now_s: float, entry: Entry, lease: Lease, ended: Ended, effects: list[Effect]
     ) -> None:
         work = entry.work
-        self._look_again(self._outliers.good(now_s, lease.engine))
+        self._slots.touch(self._outliers.good(now_s, lease.engine))
         self._learn(now_s, entry, lease)
         emitted = entry.emitted if work.streaming else 0
         allowed = work.output_tokens_max
@@ -558,8 +386,8 @@ class Dispatcher:
     def _refused(self, now_s: float, event: Refused, effects: list[Effect]) -> None:
         """Our view was old: believe the node until its next report."""
         key = (event.work_id, event.attempt)
-        engine = self._slots.get(key)
-        self._release(key)
+        engine = self._slots.engine(key)
+        self._slots.release(key)
         lease = self._lease(*key)
         if engine is None or lease is None:
             return
@@ -594,7 +422,7 @@ class Dispatcher:
             self._finish(now_s, entry, WorkState.FAILED, Reason.REJECTED, effects, fault=fault)
             return
         if fault is not Fault.CANCELLED:
-            self._look_again(self._outliers.bad(now_s, lease.engine))
+            self._slots.touch(self._outliers.bad(now_s, lease.engine))
         self._move_on(now_s, lease, effects, fault)
 
     def _move_on(self, now_s: float, lease: Lease, effects: list[Effect], fault: Fault | None = None) -> None:
@@ -605,7 +433,7 @@ class Dispatcher:
             usage = self._usage_so_far(entry)
             self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
         elif verdict is not Verdict.AGAIN:
-            self._finish(now_s, entry, WorkState.FAILED, REASONS[verdict], effects, fault=fault)
+            self._finish(now_s, entry, WorkState.FAILED, verdict.value, effects, fault=fault)
         else:
             if work.streaming:
                 entry.emitted += lease.tokens
@@ -643,32 +471,9 @@ class Dispatcher:
         entry.last = lease
         lease.early.clear()
         self._timers.off(lease)
-        engine.backlog -= lease.left
-        engine.prefill_tokens -= lease.prefill_tokens
-        lease.left = lease.prefill_tokens = 0
-        if engine.breaker.probe == key:
-            engine.breaker.probe = None
-            self._touch(engine)
-        if key in engine.held:
-            engine.held[key] = now_s
+        lease.unload()
+        if self._slots.withdraw(now_s, key, engine):
             effects.append(Send(engine.node.node_id, Withdraw(*key)))
-
-    def _release(self, key: AttemptKey) -> None:
-        """The node holds this attempt no longer."""
-        engine = self._slots.pop(key, None)
-        if engine is not None:
-            del engine.held[key]
-            self._touch(engine)
-
-    def _touch(self, engine: Engine) -> None:
-        """Its free slots or standing changed."""
-        self.router.refresh(engine)
-        self._freed[engine] = None
-
-    def _look_again(self, engine: Engine | None) -> None:
-        """An ejection, or its end, changed this engine's standing."""
-        if engine is not None:
-            self._touch(engine)
 
     def _lease(self, work_id: str, attempt: int) -> Lease | None:
         """The lease of this attempt if it is the one that counts."""
@@ -748,7 +553,7 @@ class Dispatcher:
             lost += self._found(found, report.node_id, effects)
         self._lose(now_s, change, lost, effects)
         for key in report.attempts:
-            if key in self._slots or self._lease(*key) is not None:
+            if self._slots.engine(key) is not None or self._lease(*key) is not None:
                 continue  # Ours; also when its end was heard and frames of it are still under way.
             if key[0].startswith(self._id_prefix):
                 effects.append(Send(report.node_id, Withdraw(*key)))
@@ -756,7 +561,7 @@ class Dispatcher:
     def _found(self, found: Findings, node_id: str, effects: list[Effect]) -> list[Lease]:
         """Act on what a report showed; what is lost is left for the caller to move."""
         for key in found.freed:
-            self._release(key)
+            self._slots.release(key)
         for lease in found.running:
             self._mark_accepted(lease)
         effects += [Send(node_id, Withdraw(*key)) for key in found.repeat]
@@ -779,14 +584,10 @@ class Dispatcher:
     def _lose(self, now_s: float, change: Change, lost: list[Lease], effects: list[Effect]) -> None:
         """Free all that was lost before any of it moves on, so that none goes where another just died."""
         for engine in change.gone:
-            for key in list(engine.held):
-                lease = self._lease(*key)
-                if lease is not None:
-                    lost.append(lease)
-                del self._slots[key]
-            engine.held.clear()
+            leases = (self._lease(*key) for key in self._slots.lose(engine))
+            lost += [lease for lease in leases if lease is not None]
         for engine in change.touched:
-            self._touch(engine)
+            self._slots.touch(engine)
         for lease in lost:
             self._failed(now_s, lease, Fault.LOST, effects)
 
@@ -805,7 +606,7 @@ class Dispatcher:
                     if alarm.standing is not Standing.DEAD:
                         self._changed(now_s, self.members.silent(now_s, alarm), effects)
                 case Breaker():
-                    self._look_again(self._outliers.relent(alarm))
+                    self._slots.touch(self._outliers.relent(alarm))
 
     def _stalled(self, now_s: float, lease: Lease, effects: list[Effect]) -> None:
         """An attempt was silent for too long. If every stream of its engine is silent, it is the engine: one
@@ -823,7 +624,7 @@ class Dispatcher:
         if not hung:
             self._failed(now_s, lease, Fault.STALLED, effects)
             return
-        self._look_again(self._outliers.eject(now_s, engine))
+        self._slots.touch(self._outliers.eject(now_s, engine))
         for one in leases:
             if one.entry.work.streaming and now_s - one.last_s >= HUNG_S:
                 one.entry.avoid.add(one.identity)
@@ -847,22 +648,3 @@ class Dispatcher:
         """Too busy, or nobody there."""
         pool = self.router.pools.get(entry.need.pool)
         return Reason.DEADLINE if pool is not None and pool.available else Reason.NO_NODE
-
-
-def _clamp(value: float, low: float, high: float) -> float:
-    return low if value < low else high if value > high else value
-
-
-def _output_expected(work: Work, emitted: int = 0) -> int:
-    """Tokens of output to plan with: what the client allows, but no more than usual answers have."""
-    if work.kind is Kind.EMBEDDING:
-        return 1
-    allowed = max(1, work.output_tokens_max - emitted) if work.output_tokens_max else OUTPUT_EXPECTED
-    return min(allowed, OUTPUT_EXPECTED)
-
-
-def _units(work: Work) -> int:
-    """The size of a work in the queue's bound, in tokens or what takes as long."""
-    if work.kind is Kind.TRANSCODE:
-        return work.pixels // PIXELS_PER_UNIT + 1
-    return work.prompt_tokens + _output_expected(work)

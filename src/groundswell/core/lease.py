@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from groundswell.core.membership import Engine, Seat
+from groundswell.core.patience import GAP_MAX_S, GAP_MIN_S
 from groundswell.core.routing import Need
 from groundswell.core.timers import NEVER, Alarm
 from groundswell.model.messages import Ended, Output
@@ -85,6 +86,63 @@ class Lease(Alarm):
             ready.append(self.early.pop(self.next_index))
             self.next_index += 1
         return ready
+
+    def load(self, prompt_tokens: int, left: int) -> None:
+        """The attempt was sent: its work stands in the engine's backlog from now on."""
+        engine = self.engine
+        self.prefill_tokens, self.left = prompt_tokens, left
+        self.sequences = len(engine.held) + engine.others
+        engine.prefill_tokens += prompt_tokens
+        engine.backlog += left
+
+    def unload(self) -> None:
+        """The attempt is over: what it has not done leaves the backlog."""
+        engine = self.engine
+        engine.backlog -= self.left
+        engine.prefill_tokens -= self.prefill_tokens
+        self.left = self.prefill_tokens = 0
+
+    def first_content(self, now_s: float) -> None:
+        """The prompt is done; a stream flows from now on."""
+        engine, entry = self.engine, self.entry
+        engine.prefill_tokens -= self.prefill_tokens
+        prompt = min(self.prefill_tokens, self.left)
+        engine.backlog -= prompt
+        self.left -= prompt
+        self.prefill_tokens = 0
+        if self.first_s == NEVER:
+            self.first_s = self.last_s = now_s
+        if entry.work.streaming:
+            self.flowing = True
+            self.limit_s = GAP_MAX_S
+            if not entry.sent:
+                entry.sent = True
+                entry.ttft_s = now_s - entry.arrived_s
+                entry.fingerprint = self.seat.capability.fingerprint
+
+    def flow(self, now_s: float, frame: Output) -> None:
+        """One frame in order: put the stall limit off, count.
+
+        The limit follows 10x the median gap by steps of a tenth, up for a longer gap and down for a shorter
+        one, which balances where half of the gaps are longer: the median, at the cost of one comparison.
+        """
+        if self.flowing:
+            limit_s = self.limit_s
+            if 10.0 * (now_s - self.last_s) > limit_s:
+                self.limit_s = limit_s = min(limit_s * 1.1, GAP_MAX_S)
+            elif limit_s > GAP_MIN_S:
+                self.limit_s = limit_s = max(limit_s / 1.1, GAP_MIN_S)
+            self.due_s = now_s + limit_s
+        self.last_s = now_s
+        tokens = frame.tokens
+        self.tokens += tokens
+        left = self.left
+        if left:
+            done = tokens if tokens < left else left
+            self.left = left - done
+            self.engine.backlog -= done
+        if not frame.resumable:
+            self.entry.resumable = False
 
 
 class Entry(Alarm):

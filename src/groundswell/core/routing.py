@@ -88,6 +88,14 @@ def need_of(work: Work, fingerprint: str = "") -> Need:
     )
 
 
+def output_expected(work: Work, emitted: int = 0) -> int:
+    """Tokens of output to plan with: what the client allows, but no more than usual answers have."""
+    if work.kind is Kind.EMBEDDING:
+        return 1
+    allowed = max(1, work.output_tokens_max - emitted) if work.output_tokens_max else OUTPUT_EXPECTED
+    return min(allowed, OUTPUT_EXPECTED)
+
+
 def fits(seat: Seat, need: Need) -> bool:
     """Whether the seat satisfies every constraint, whatever runs on it now."""
     capability, node = seat.capability, seat.engine.node

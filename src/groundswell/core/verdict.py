@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
+from groundswell.core.contract import Reason
 from groundswell.core.lease import Entry, Lease
 
 DEATHS_MAX: Final = 2  # Without output the second death ends a work: it may be what kills.
@@ -22,13 +23,13 @@ ATTEMPTS_MAX: Final = 64  # Of any sort, refused offers included.
 
 
 class Verdict(Enum):
-    """How a work without an attempt goes on."""
+    """How a work without an attempt goes on; the value of a failure is the reason that the client is told."""
 
     AGAIN = "again"
     COMPLETE = "complete"
-    EXHAUSTED = "exhausted"
-    POISON = "poison"
-    NOT_RESUMABLE = "not resumable"
+    EXHAUSTED = Reason.EXHAUSTED
+    POISON = Reason.POISON
+    NOT_RESUMABLE = Reason.NOT_RESUMABLE
 
 
 def judge(entry: Entry, lease: Lease, resumable: Callable[[Entry, Lease], bool]) -> Verdict:

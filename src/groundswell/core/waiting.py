@@ -15,11 +15,19 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from groundswell.core.lease import Entry
-from groundswell.core.routing import Need, PoolKey
-from groundswell.model.work import WorkClass
+from groundswell.core.routing import Need, PoolKey, output_expected
+from groundswell.model.work import Kind, Work, WorkClass
 
 RANKS: Final = {one: rank for rank, one in enumerate(WorkClass, start=1)}
 RANK_LOST: Final = 0
+PIXELS_PER_UNIT: Final = 20_000  # About as long to encode as a token takes to decode.
+
+
+def units_of(work: Work) -> int:
+    """The size of a work in the room's bound, in tokens or what takes as long."""
+    if work.kind is Kind.TRANSCODE:
+        return work.pixels // PIXELS_PER_UNIT + 1
+    return work.prompt_tokens + output_expected(work)
 
 
 class Lane:

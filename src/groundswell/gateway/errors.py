@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from groundswell.core.dispatch import Finish, Reason
+from groundswell.core.contract import Finish, Reason
 from groundswell.model.errors import (
     BadRequest,
     DeadlineError,

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from groundswell.core import continuation
-from groundswell.core.dispatch import Finish
+from groundswell.core.contract import Finish
 from groundswell.gateway import chunks, errors
 from groundswell.gateway.chunks import DONE, Chunks
 from groundswell.gateway.errors import Headers

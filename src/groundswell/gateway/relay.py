@@ -12,11 +12,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from groundswell.core.dispatch import (
+from groundswell.core.contract import (
     Arrived,
     Cancelled,
     Deliver,
-    Dispatcher,
     Effect,
     Event,
     Finish,
@@ -26,6 +25,7 @@ from groundswell.core.dispatch import (
     Send,
     Tick,
 )
+from groundswell.core.dispatch import Dispatcher
 from groundswell.driver import Driver
 from groundswell.model.errors import GroundswellError, InternalError
 from groundswell.model.messages import Ended, FromNode, Offer, Output, Withdraw

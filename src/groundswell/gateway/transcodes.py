@@ -34,7 +34,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from groundswell.core.dispatch import Finish, Reason
+from groundswell.core.contract import Finish, Reason
 from groundswell.engines.transcode import MODEL, PartReader
 from groundswell.gateway import errors
 from groundswell.gateway.relay import Relay

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from groundswell.core.dispatch import Finish
+from groundswell.core.contract import Finish
 from groundswell.model.messages import Ended, Fault, FromNode, Offer, Refused, Withdraw
 from groundswell.model.node import NodeReport
 from groundswell.model.work import WorkState

@@ -5,26 +5,26 @@ Written by hand and not by ``repr``, for speed, and because a set's order differ
 
 from __future__ import annotations
 
-from groundswell.core import dispatch as brain
+from groundswell.core import contract
 from groundswell.model.messages import Accepted, Ended, Offer, Output, Refused, Withdraw
 from groundswell.model.node import NodeReport
 
 
-def describe(thing: brain.Event | brain.Effect) -> str:
+def describe(thing: contract.Event | contract.Effect) -> str:
     """The event or effect, for a person; different for different ones wherever that matters to a run."""
     match thing:
         case Output(work_id, attempt, index, tokens, resumable):
             return f"output {work_id}#{attempt} [{index}] {tokens}{'' if resumable else ' not resumable'}"
-        case brain.Deliver(work_id, attempt, index):
+        case contract.Deliver(work_id, attempt, index):
             return f"-> deliver {work_id}#{attempt} [{index}]"
-        case brain.Reported(report):
+        case contract.Reported(report):
             return f"report {_report(report)}"
-        case brain.Send(node_id, Offer() as offer):
+        case contract.Send(node_id, Offer() as offer):
             after = f" after {offer.emitted_tokens}" if offer.emitted_tokens else ""
             return f"-> offer {offer.work_id}#{offer.attempt} to {node_id}/{offer.engine_id}{after}"
-        case brain.Send(node_id, Withdraw(work_id, attempt)):
+        case contract.Send(node_id, Withdraw(work_id, attempt)):
             return f"-> withdraw {work_id}#{attempt} from {node_id}"
-        case brain.Finish():
+        case contract.Finish():
             fault = f" fault={thing.fault}" if thing.fault else ""
             return (
                 f"-> finish {thing.work_id} {thing.state} {thing.reason}{fault} "
@@ -37,13 +37,13 @@ def describe(thing: brain.Event | brain.Effect) -> str:
             return f"refused {work_id}#{attempt} {reason}"
         case Ended(work_id, attempt, frames, usage, fault):
             return f"ended {work_id}#{attempt} frames={frames} output={usage.output_tokens} fault={fault}"
-        case brain.Arrived(work, draw):
+        case contract.Arrived(work, draw):
             return f"arrived {work.id} {work.kind} {work.model} until {work.deadline_s:.4f} draw {draw:x}"
-        case brain.Cancelled(work_id):
+        case contract.Cancelled(work_id):
             return f"cancelled {work_id}"
-        case brain.Paused(work_id, paused):
+        case contract.Paused(work_id, paused):
             return f"{'paused' if paused else 'reads on'} {work_id}"
-        case brain.Left(node_id, generation):
+        case contract.Left(node_id, generation):
             return f"left {node_id} generation {generation}"
         case _:
             return type(thing).__name__.lower()

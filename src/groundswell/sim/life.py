@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from groundswell.core import agent as brain
-from groundswell.core.dispatch import Left
+from groundswell.core.contract import Left
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refused, ToNode, Withdraw
 from groundswell.model.money import Usage
 from groundswell.model.node import NodeReport

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundswell.core.dispatch import Finish
+from groundswell.core.contract import Finish
 from groundswell.model.messages import Offer
 from groundswell.model.node import Capability, Continuation
 from groundswell.model.work import Kind

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 
-from groundswell.core import dispatch as brain
+from groundswell.core import contract
+from groundswell.core.dispatch import Dispatcher
 from groundswell.model.messages import FromNode, Offer, Output, Withdraw
 from groundswell.model.node import NodeReport
 from groundswell.model.work import WorkState
@@ -66,7 +67,7 @@ class World:
         self._hash = blake2b(digest_size=16)
         self._events = 0
         self._log: list[str] | None = [] if log else None
-        self._dispatcher = brain.Dispatcher(queue_works_max=scenario.queue_works_max)
+        self._dispatcher = Dispatcher(queue_works_max=scenario.queue_works_max)
         self._wake_s: float | None = None
         self._frames: dict[tuple[str, int, int], Frame] = {}
         setting = Setting(self.clock, self._chance, self.checks, self._say, self._left)
@@ -118,7 +119,7 @@ class World:
         if plan.pause_s is not None:
             self.clock.at(plan.pause_s[0], self._flow, plan.work.id, True)
             self.clock.at(plan.pause_s[1], self._flow, plan.work.id, False)
-        self._step(brain.Arrived(plan.work, self._chance.getrandbits(64)))
+        self._step(contract.Arrived(plan.work, self._chance.getrandbits(64)))
         self.checks.queue_holds()
 
     def _flow(self, work_id: str, paused: bool) -> None:
@@ -130,24 +131,24 @@ class World:
         self.checks.flows(work_id, paused)
         if work.offer is not None:
             self._machines[work.offer.node_id].flow(work_id, work.offer.attempt, paused)
-        self._step(brain.Paused(work_id, paused))
+        self._step(contract.Paused(work_id, paused))
 
     def _cancel(self, work_id: str) -> None:
         self.checks.now_s = self.clock.now_s
         self.checks.cancelled(work_id)
-        self._step(brain.Cancelled(work_id))
+        self._step(contract.Cancelled(work_id))
 
     def _left(self, node_id: str, generation: int) -> None:
-        self._hear(brain.Left(node_id, generation), None)
+        self._hear(contract.Left(node_id, generation), None)
 
-    def _hear(self, message: FromNode | NodeReport | brain.Left, frame: Frame | None) -> None:
+    def _hear(self, message: FromNode | NodeReport | contract.Left, frame: Frame | None) -> None:
         checks = self.checks
         checks.now_s = self.clock.now_s
         if isinstance(message, NodeReport):
             checks.reported(message)
-            self._step(brain.Reported(message))
+            self._step(contract.Reported(message))
             return
-        if isinstance(message, brain.Left):
+        if isinstance(message, contract.Left):
             checks.left(message.node_id, message.generation)
         else:
             checks.heard(message)
@@ -165,9 +166,9 @@ class World:
         if self._wake_s == wake_s:
             self._wake_s = None
             self.checks.now_s = self.clock.now_s
-            self._step(brain.Tick())
+            self._step(contract.Tick())
 
-    def _step(self, event: brain.Event) -> None:
+    def _step(self, event: contract.Event) -> None:
         self._events += 1
         self._say("", describe(event))
         for effect in self._dispatcher.step(self.clock.now_s, event):
@@ -180,19 +181,19 @@ class World:
 
     # --- what the dispatcher wants done ---
 
-    def _do(self, effect: brain.Effect) -> None:
+    def _do(self, effect: contract.Effect) -> None:
         match effect:
-            case brain.Deliver(work_id, attempt, index):
+            case contract.Deliver(work_id, attempt, index):
                 self.checks.delivered(work_id, attempt, index, self._frames.get((work_id, attempt, index)))
-            case brain.Send(node_id, Offer() as offer):
+            case contract.Send(node_id, Offer() as offer):
                 self.checks.offered(node_id, offer)
                 self._machines[node_id].send(offer, self._task(offer))
                 if self.checks.works[offer.work_id].paused:
                     self._flow(offer.work_id, True)
-            case brain.Send(node_id, Withdraw() as withdraw):
+            case contract.Send(node_id, Withdraw() as withdraw):
                 self.checks.withdrew(withdraw)
                 self._machines[node_id].send(withdraw, None)
-            case brain.Finish():
+            case contract.Finish():
                 self.checks.finished(effect)
 
     def _task(self, offer: Offer) -> Task:

@@ -16,7 +16,8 @@ from typing import Any
 
 from groundswell.bus.memory import MemoryLink
 from groundswell.config import Config
-from groundswell.core.dispatch import Dispatcher, Finish
+from groundswell.core.contract import Finish
+from groundswell.core.dispatch import Dispatcher
 from groundswell.gateway import video
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.openai import TextPaths

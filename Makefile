@@ -1,5 +1,5 @@
 # `make up` runs Groundswell and does the main job before your eyes; `make test` proves it. Both set up first.
-.PHONY: up test ready check fix docs sim sim-long chaos bench-video wheel clean help
+.PHONY: up test ready check fix docs sim sim-long chaos fuzz bench-video wheel clean help
 .DEFAULT_GOAL := help
 
 RUN := .venv/bin/python -m
@@ -42,6 +42,9 @@ sim-long:  ## 200,000 seeds
 
 chaos: ready  ## 200 streams while engines are killed, stopped and hung; gateways killed with accepted jobs
 	$(RUN) pytest -s tests/e2e/test_chaos.py --streams 200 --jobs 100
+
+fuzz: ready  ## 200,000 requests that mean harm, against a gateway whose loop is watched; `seed=17` makes others
+	$(RUN) pytest -s tests/e2e/test_fuzz.py --inputs 200000 $(if $(seed),--seed $(seed))
 
 bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
 	$(RUN) bench.video

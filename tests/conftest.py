@@ -11,7 +11,9 @@ for _name in [name for name in os.environ if name.startswith("GROUNDSWELL_")]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the chaos tests go on; `make chaos` asks for the full figures."""
+    """How long chaos tests and fuzzers go on; `make chaos` and `make fuzz` ask for the full figures."""
+    parser.addoption("--inputs", type=int, default=3000, help="requests of the HTTP fuzzer")
+    parser.addoption("--seed", type=int, default=20261125, help="what they are made of")
     parser.addoption("--streams", type=int, default=30, help="streams that are broken in the chaos test")
     parser.addoption(
         "--jobs", type=int, default=10, help="transcodes that are open when the gateway is killed"

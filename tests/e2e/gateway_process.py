@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,17 +77,23 @@ class GatewayProcess:
 
 @contextmanager
 def gateway_process(
-    folder: Path, settings: str = "", options: Sequence[str] = (), port: int = 0
+    folder: Path,
+    settings: str = "",
+    options: Sequence[str] = (),
+    port: int = 0,
+    start: Sequence[str] = ("-m", "groundswell"),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[GatewayProcess]:
-    """Run a gateway on ``folder`` until the block ends. ``settings`` is the text of its TOML file."""
+    """Run a gateway on ``folder`` until the block ends. ``settings`` is the text of its TOML file, ``start``
+    what Python is to run, ``env`` what its environment has besides."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "groundswell.toml"
     file.write_text(settings)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GROUNDSWELL_")}
-    env |= {"GROUNDSWELL_DATA": str(folder / "data"), "GROUNDSWELL_CONFIG": str(file)}
-    command = [sys.executable, "-m", "groundswell", "gateway", "--port", str(port), *options]
+    whole = {name: value for name, value in os.environ.items() if not name.startswith("GROUNDSWELL_")}
+    whole |= {"GROUNDSWELL_DATA": str(folder / "data"), "GROUNDSWELL_CONFIG": str(file), **(env or {})}
+    command = [sys.executable, *start, "gateway", "--port", str(port), *options]
     log = (folder / "log.jsonl").open("a")
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    process = subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

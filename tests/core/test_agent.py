@@ -188,6 +188,21 @@ def test_a_crash_loop_backs_off_and_a_stable_minute_forgives() -> None:
     assert any(isinstance(one, Launch) for one in agent.step(now_s + 60.0, EngineDown("e")))
 
 
+def test_an_engine_that_has_done_a_work_is_launched_at_once_however_often_it_was_killed() -> None:
+    """Killed from outside again and again, it is in no crash loop; streams wait for it to come back."""
+    agent = ready()
+    for number in range(1, 6):
+        agent.step(number, offer(f"w{number}"))
+        agent.step(number + 0.1, Ended(f"w{number}", 1, 3))
+        effects = agent.step(number + 0.2, EngineDown("e"))
+        assert any(isinstance(one, Launch) for one in effects)
+        agent.step(number + 0.3, EngineUp("e", 1, (MODEL,)))
+    agent.step(7.0, offer("bad"))
+    agent.step(7.1, Ended("bad", 1, 0, fault=Fault.BROKEN))
+    effects = agent.step(7.2, EngineDown("e"))
+    assert not any(isinstance(one, Launch) for one in effects), "a work that failed proves nothing"
+
+
 def test_an_engine_that_dies_before_it_was_up_backs_off_too() -> None:
     """A wrong command line must not spin."""
     agent = Agent("a", 1, {"e": 0})

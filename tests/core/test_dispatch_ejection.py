@@ -52,6 +52,22 @@ def test_an_engine_that_fails_three_times_is_out_and_returns_by_one_probe() -> N
     assert pool.free == 2
 
 
+def test_one_failure_is_doubted_until_a_work_goes_well() -> None:
+    """Between the first stall and the node's own notice, new work should not walk into the same engine."""
+    desk = Desk("a", "b")
+    offer = desk.start(draw=1)
+    desk.step(Ended(offer.work_id, 1, 0, fault=Fault.BROKEN))
+    engine = desk.machine.members.nodes[offer.node_id].engines["e"]
+    assert engine.doubted_s == desk.now_s
+    desk.step(Cancelled(offer.work_id))
+    other = desk.machine.members.nodes["b" if offer.node_id == "a" else "a"].engines["e"]
+    other.backlog = 1_000_000
+    well = desk.start(chat("n", streaming=False), draw=2)
+    assert well.node_id == offer.node_id, "a doubt is a cost, not a ban"
+    desk.step(Ended("n", 1, 0))
+    assert engine.doubted_s is None
+
+
 def test_a_probe_that_the_client_cancels_proves_nothing() -> None:
     """The next work is the probe then; and a failed one sends the engine out again, for longer."""
     desk = Desk("a", "b", "c")

@@ -112,6 +112,27 @@ def test_a_restarted_engine_is_the_same_place_with_another_process() -> None:
     assert not change.gone
 
 
+@pytest.mark.parametrize(
+    ("now_s", "said", "doubted"),
+    [
+        (11.0, {}, True),
+        (12.0, {}, False),
+        (12.0, {"healthy": False}, True),
+        (2.5, {"engine_generation": 2}, False),
+    ],
+)
+def test_a_doubt_ends_with_the_process_or_after_some_good_reports(
+    now_s: float, said: dict[str, object], doubted: bool
+) -> None:
+    """A node needs seconds to notice that its engine is stopped; until then its word is worth little."""
+    members = Town().members
+    members.report(0.0, report("a"))
+    (engine,) = members.engines()
+    engine.doubted_s = 2.0
+    members.report(now_s, report("a", 2, **said))  # type: ignore[arg-type]
+    assert (engine.doubted_s is not None) == doubted
+
+
 def test_an_engine_that_is_no_longer_listed_is_gone() -> None:
     """An operator may remove one from a living node."""
     members = Town().members

@@ -71,6 +71,18 @@ def test_what_other_gateways_have_there_counts_too() -> None:
     assert all(one == ["b", "a"] for one in both)
 
 
+def test_an_engine_that_has_just_failed_comes_after_one_that_has_not() -> None:
+    """It may be stopped without its node having noticed; a stall costs more than a short queue."""
+    town = Town()
+    town.add("a", slots=8).doubted_s = 0.0
+    busy = town.add("b", slots=8)
+    both = [one for draw in range(50) if len(one := town.rank(draw=draw)) == 2]
+    assert both
+    assert all(one == ["b", "a"] for one in both)
+    busy.backlog = 1_000_000
+    assert any(town.rank(draw=draw) == ["a", "b"] for draw in range(50)), "a long queue costs more"
+
+
 def test_equal_seats_are_ordered_by_the_draw() -> None:
     """Gateways that see the same must not all choose the same; one draw always chooses the same."""
     town = Town()

@@ -170,7 +170,8 @@ async def _lane(
         text, tokens = references[name]
         fault = LANES[lane][number % len(LANES[lane])]
         at = chance.randrange(1, max(2, int(tokens * 0.8)))
-        strike = _strike(service, lane, fault, llama)
+        struck: list[int] = []
+        strike = _strike(service, lane, fault, llama, struck)
         if fault == "hang":
             await _arm(service, "hang", at)
         try:
@@ -185,7 +186,7 @@ async def _lane(
                 report.broken.append(f"{lane} {number} {fault} at {at}: other text or usage")
             if not outcome.text:
                 report.broken.append(f"{lane} {number}: nothing came")
-        await _mend(service, lane, llama)
+        await _mend(service, lane, llama, struck)
     return report
 
 
@@ -224,8 +225,9 @@ async def _stream(client: openai.AsyncOpenAI, request: dict[str, Any], strike: A
     return Outcome("", "".join(pieces), stall_s, tokens, struck)
 
 
-def _strike(service: Service, lane: str, fault: str, llama: LlamaServers | None) -> Any:
-    """What breaks the engine that serves the lane's one stream; it says whether it found it at work."""
+def _strike(service: Service, lane: str, fault: str, llama: LlamaServers | None, struck: list[int]) -> Any:
+    """What breaks the engine that serves the lane's one stream; it says whether it found it at work, and
+    notes in ``struck`` which process it broke."""
 
     async def strike() -> bool:
         # Reports come each two seconds; the relay itself knows now.
@@ -246,6 +248,7 @@ def _strike(service: Service, lane: str, fault: str, llama: LlamaServers | None)
         if fault == "hang":
             await _arm(service, "none", 0)  # The one that serves hangs now; no other shall.
         else:
+            struck.append(pid)
             os.kill(pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
         return True
 
@@ -266,14 +269,18 @@ async def _arm(service: Service, kind: str, after_tokens: int) -> None:
                         await client.post(f"http://127.0.0.1:{connection.laddr.port}/faults", json=body)
 
 
-async def _mend(service: Service, lane: str, llama: LlamaServers | None) -> None:
-    """Until two engines of the lane are healthy again, so that the next stream has somewhere to go."""
+async def _mend(service: Service, lane: str, llama: LlamaServers | None, struck: list[int]) -> None:
+    """Until two engines of the lane are healthy again, so that the next stream has somewhere to go. One that
+    was stopped counts as healthy until its node has noticed and ended it, so that is waited for first."""
     if lane == "llama":
         assert llama is not None
         llama.mend()
         await _healthy(service, "127-0-0-1", 2)
-    else:
-        await _healthy(service, f"{lane}-", 2)
+        return
+    async with asyncio.timeout(60):
+        while any(pid in pids.values() for pid in struck for pids in service.fleet.pids().values()):
+            await asyncio.sleep(0.05)
+    await _healthy(service, f"{lane}-", 2)
 
 
 async def _healthy(service: Service, prefix: str, count: int) -> None:

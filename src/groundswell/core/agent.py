@@ -253,8 +253,12 @@ class Agent:
 
     def _ended(self, ended: Ended, effects: list[Effect]) -> None:
         key = (ended.work_id, ended.attempt)
-        if key in self._where:  # Otherwise it was withdrawn or lost before, and that was said.
-            self._finish(key, ended, effects)
+        engine = self._where.get(key)
+        if engine is None:
+            return  # It was withdrawn or lost before, and that was said.
+        if ended.fault is None:
+            engine.launches = 0  # What has done a work is in no crash loop: when it dies, it starts at once.
+        self._finish(key, ended, effects)
 
     def _finish(self, key: tuple[str, int], answer: Ended | Refused, effects: list[Effect]) -> None:
         """Free the slot, remember the answer, and give it."""

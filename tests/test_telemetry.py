@@ -203,3 +203,20 @@ def test_a_line_for_people_cannot_be_forged(log: io.StringIO) -> None:
     logging.getLogger("x").info("a\n2026-01-01 info groundswell: all is well\x1b[2J")
     assert len(log.getvalue().splitlines()) == 1
     assert "\x1b" not in log.getvalue()
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_group_of_rows_is_a_line_for_each_as_safe_as_any_other(log: io.StringIO, format: str) -> None:
+    """The access log is written in groups; a secret sent as a request id must not show there either."""
+    configure_logging("info", format, log)
+    rows = [(1.5, {"request_id": "req_1", "n": 1}), (2.5, {"request_id": "sk-CANARYabcdefghijkl", "t": "ä\n"})]
+    logging.getLogger("x").info("request", extra={"rows": rows})
+    first, second = log.getvalue().splitlines()
+    assert "CANARY" not in second
+    if format == "json":
+        assert json.loads(first) == {
+            "time": "1970-01-01T00:00:01.500+00:00", "level": "info", "logger": "x", "message": "request",
+            "request_id": "req_1", "n": 1,
+        }  # fmt: skip
+        assert json.loads(second)["t"] == "ä\n"
+        assert second.isascii()

@@ -13,12 +13,19 @@ import logging
 import re
 import sys
 import time
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import msgspec
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from groundswell.core.contract import Finish
 from groundswell.model.errors import BadRequest
@@ -68,29 +75,31 @@ class Metrics:
     def http(self, endpoint: str, status: int, seconds: float) -> None:
         """A request was answered. ``endpoint`` is the route's pattern, not the path that was asked for."""
         endpoint = self._bounded("endpoint", endpoint)
-        self._requests.labels(endpoint, str(status)).inc()
-        self._request_s.labels(endpoint).observe(seconds)
+        self._requests.add((endpoint, str(status)))
+        self._request_s.add((endpoint,), seconds)
 
     def finished(self, work: Work, finish: Finish, duration_s: float) -> None:
         """A work ended ``duration_s`` after it arrived."""
         # A name that no engine has is the client's invention; it must not become a label.
         model = self._bounded("model", work.model) if finish.engine_id else ""
-        self._works.labels(work.kind.value, model, finish.state.value, finish.reason).inc()
-        self._attempts.labels(work.kind.value).inc(finish.attempts)
-        self._wait_s.labels(work.kind.value).observe(finish.queue_wait_s)
+        kind = work.kind
+        self._works.add((kind, model, finish.state, finish.reason))
+        self._attempts.add((kind,), finish.attempts)
+        self._wait_s.add((kind,), finish.queue_wait_s)
         if finish.continued:
-            self._continued.labels(model).inc(finish.continued)
+            self._continued.add((model,), finish.continued)
         usage = finish.usage
-        for direction, tokens in (("input", usage.input_tokens), ("output", usage.output_tokens)):
-            if tokens:
-                self._tokens.labels(model, direction).inc(tokens)
+        if usage.input_tokens:
+            self._tokens.add((model, "input"), usage.input_tokens)
+        if usage.output_tokens:
+            self._tokens.add((model, "output"), usage.output_tokens)
         if usage.pixels:
-            self._pixels.labels(model).inc(usage.pixels)
+            self._pixels.add((model,), usage.pixels)
         if finish.ttft_s is not None and finish.state is WorkState.DONE:
-            self._ttft_s.labels(model).observe(finish.ttft_s)
+            self._ttft_s.add((model,), finish.ttft_s)
             if work.streaming and usage.output_tokens > 1:
                 rest_s = max(0.0, duration_s - finish.ttft_s)
-                self._tpot_s.labels(model).observe(rest_s / (usage.output_tokens - 1))
+                self._tpot_s.add((model,), rest_s / (usage.output_tokens - 1))
 
     def fleet(self, queued: int, running: int, nodes: dict[str, int], engines: dict[str, int]) -> None:
         """The state now; ``nodes`` and ``engines`` are counts by health (``healthy``, ``suspect``, ...)."""
@@ -103,12 +112,12 @@ class Metrics:
 
     def commit(self, seconds: float, operations: int) -> None:
         """The store committed a group (``Store.on_commit``; any thread)."""
-        self._commit_s.observe(seconds)
-        self._writes.inc(operations)
+        self._commit_s.add((), seconds)
+        self._writes.add((), operations)
 
     def job(self, kind: str, state: str) -> None:
         """A durable job was created or has ended: ``state`` is ``created``, ``done``, ``failed``, ..."""
-        self._jobs.labels(kind, state).inc()
+        self._jobs.add((kind, state))
 
     def render(self) -> tuple[bytes, str]:
         """The body of ``/metrics`` and its content type."""
@@ -123,14 +132,67 @@ class Metrics:
         seen.add(value)
         return value
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"groundswell_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> _Counts:
+        counts = _Counts(f"groundswell_{name}", text, labels)
+        self.registry.register(counts)
+        return counts
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"groundswell_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"groundswell_{name}", text, labels, registry=self.registry, buckets=buckets)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> _Times:
+        times = _Times(f"groundswell_{name}", text, labels, buckets)
+        self.registry.register(times)
+        return times
+
+
+class _Counts(Collector):
+    """A counter by labels for the hot path: a dictionary. prometheus-client's own takes a lock and four calls
+    each time; here its forms are made only for whoever reads the page. One thread counts."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._family = (name, text, None, labels)
+        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
+
+    def add(self, labels: tuple[str, ...], amount: float = 1) -> None:
+        self._values[labels] = self._values.get(labels, 0) + amount
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(*self._family)
+        for labels, value in list(self._values.items()):
+            family.add_metric(labels, value)
+        yield family
+
+
+class _Times(Collector):
+    """A histogram in the same way: for each set of labels the counts by bucket and, last, the sum."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], bounds: tuple[float, ...]) -> None:
+        self._family = (name, text, None, None, labels)
+        self._bounds = bounds
+        self._values: dict[tuple[str, ...], list[float]] = {}
+        if not labels:
+            self._values[()] = self._zeros()
+
+    def add(self, labels: tuple[str, ...], seconds: float) -> None:
+        values = self._values.get(labels)
+        if values is None:
+            values = self._values[labels] = self._zeros()
+        values[bisect_left(self._bounds, seconds)] += 1
+        values[-1] += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(*self._family)
+        for labels, values in list(self._values.items()):
+            buckets, seen = [], 0.0
+            for bound, count in zip((*self._bounds, float("inf")), values, strict=False):
+                seen += count
+                buckets.append((floatToGoString(bound), seen))
+            family.add_metric(labels, buckets, values[-1])
+        yield family
+
+    def _zeros(self) -> list[float]:
+        return [0] * (len(self._bounds) + 2)
 
 
 _OPERATIONS = {Kind.CHAT: "chat", Kind.COMPLETION: "text_completion", Kind.EMBEDDING: "embeddings"}
@@ -226,28 +288,43 @@ def configure_logging(level: str = "info", format: str = "json", stream: TextIO 
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id, and what came in ``extra``."""
+    """One JSON object a line: time, level, logger, message, request_id, and what came in ``extra``.
+
+    A record with ``rows``, each a time and fields, is a line for each of them."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if rows := getattr(record, "rows", None):
+            return "\n".join([_json(_row(record, at_s, fields)) for at_s, fields in rows])
         fields = _fields(record)
         if record.exc_info:
             fields["exception"] = redacted(self.formatException(record.exc_info))
-        return json.dumps(fields, ensure_ascii=True, default=lambda value: redacted(str(value)))
+        return _json(fields)
 
 
 class TextFormatter(logging.Formatter):
     """The same for people. Control characters are escaped, so that no message can forge a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
-        head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('logger')}: {fields.pop('message')}"
-        line = " ".join((head, *(f"{name}={value}" for name, value in fields.items())))
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        if rows := getattr(record, "rows", None):
+            return "\n".join([_text(_row(record, at_s, fields)) for at_s, fields in rows])
+        line = _text(_fields(record))
         if record.exc_info:
             line += "\n" + redacted(self.formatException(record.exc_info))
         return line
 
 
+def _json(fields: dict[str, Any]) -> str:
+    line = msgspec.json.encode(fields, enc_hook=lambda value: redacted(str(value))).decode()
+    return line if line.isascii() else json.dumps(json.loads(line))
+
+
+def _text(fields: dict[str, Any]) -> str:
+    head = f"{fields.pop('time')} {fields.pop('level'):7} {fields.pop('logger')}: {fields.pop('message')}"
+    line = " ".join((head, *(f"{name}={value}" for name, value in fields.items())))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+_OWN_ID = re.compile(r"req_[0-9a-f]{24}\Z")
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "asctime",
@@ -272,13 +349,19 @@ def redacted(text: str) -> str:
     return text if len(text) <= LINE_CHARACTERS_MAX else text[:LINE_CHARACTERS_MAX] + "..."
 
 
+@lru_cache(1024)
+def _redacted_before(text: str) -> str:
+    """``redacted``, remembered: most fields have few values."""
+    return redacted(text)
+
+
 def _mark(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:4]
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "time": _iso(record.created),
         "level": record.levelname.lower(),
         "logger": record.name,
         "message": redacted(record.getMessage()),
@@ -287,6 +370,35 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
         fields["request_id"] = identifier
     for name, value in vars(record).items():
         if name not in _STANDARD_FIELDS:
-            plain = value is None or isinstance(value, bool | int | float)
-            fields[name] = value if plain else redacted(str(value))
+            fields[name] = _plain(value)
     return fields
+
+
+def _row(record: logging.LogRecord, at_s: float, fields: Mapping[str, Any]) -> dict[str, Any]:
+    head = {
+        "time": _iso(at_s),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+    }
+    for name, value in fields.items():
+        head[name] = _plain(value)
+    return head
+
+
+def _iso(at_s: float) -> str:
+    whole_s = int(at_s)
+    return f"{_iso_second(whole_s)}.{int((at_s - whole_s) * 1000):03}+00:00"
+
+
+@lru_cache(4)
+def _iso_second(whole_s: int) -> str:
+    return datetime.fromtimestamp(whole_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _plain(value: Any) -> Any:
+    """A field as it may be written."""
+    if type(value) is str:
+        # Our own request ids are in most lines, each in one, and hold no secret.
+        return value if _OWN_ID.match(value) else _redacted_before(value)
+    return value if value is None or isinstance(value, bool | int | float) else redacted(str(value))

@@ -19,6 +19,7 @@ from groundswell.config import Config
 from groundswell.core.contract import Finish
 from groundswell.core.dispatch import Dispatcher
 from groundswell.gateway import video
+from groundswell.gateway.access_log import AccessLog
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.openai import TextPaths
 from groundswell.gateway.pipeline import Pipeline, Seen
@@ -39,7 +40,6 @@ from groundswell.wiring.state import State, open_keys, open_state
 __all__ = ["Service", "open_keys", "probe_url"]
 
 _log = logging.getLogger(__name__)
-_access_log = logging.getLogger("groundswell.access")
 
 READY_EVERY_S = 0.05
 STRAGGLERS_S = 8.0
@@ -177,9 +177,11 @@ async def _front_door(
     """The HTTP server and what works behind it."""
     pipeline = Pipeline(state.keys)
 
+    access_log = AccessLog(asyncio.get_running_loop())
+
     def observe(seen: Seen) -> None:
         metrics.http(seen.route, seen.status, seen.seconds)
-        _access_log.info("request", extra=_fields(seen))
+        access_log.add(seen)
 
     text = ends.text = TextPaths(
         relay,
@@ -225,6 +227,7 @@ async def _front_door(
     finally:
         await door.close_to_new_work()
         await server.stop()
+        access_log.flush()
 
 
 def _transcodes(
@@ -291,13 +294,6 @@ async def _watch_fleet(relay: Relay, metrics: Metrics) -> None:
                 running += engine.running
         metrics.fleet(relay.queued, running, nodes, engines)
         await asyncio.sleep(FLEET_EVERY_S)
-
-
-def _fields(seen: Seen) -> dict[str, Any]:
-    return {
-        "request_id": seen.request_id, "method": seen.method, "route": seen.route, "status": seen.status,
-        "seconds": round(seen.seconds, 4), "tenant": seen.tenant, "key_id": seen.key_id, "code": seen.code,
-    }  # fmt: skip
 
 
 def _end_process(error: GroundswellError) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from groundswell.driver import Driver
+from groundswell.driver import PORTION_BYTES, Chance, Driver
 
 
 @dataclass
@@ -109,3 +109,12 @@ async def test_a_closed_driver_is_silent() -> None:
     driver.feed("b")
     await asyncio.sleep(0.03)
     assert machine.seen == ["a"]
+
+
+def test_no_byte_of_chance_is_given_out_twice() -> None:
+    """Two requests with one id would share a ledger row."""
+    chance = Chance()
+    ids = {chance.take(12) for _ in range(PORTION_BYTES)}
+    assert len(ids) == PORTION_BYTES
+    assert {len(one) for one in ids} == {12}
+    assert len({chance.draw() for _ in range(PORTION_BYTES)}) == PORTION_BYTES

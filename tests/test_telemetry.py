@@ -209,7 +209,10 @@ def test_a_line_for_people_cannot_be_forged(log: io.StringIO) -> None:
 def test_a_group_of_rows_is_a_line_for_each_as_safe_as_any_other(log: io.StringIO, format: str) -> None:
     """The access log is written in groups; a secret sent as a request id must not show there either."""
     configure_logging("info", format, log)
-    rows = [(1.5, {"request_id": "req_1", "n": 1}), (2.5, {"request_id": "sk-CANARYabcdefghijkl", "t": "ä\n"})]
+    rows = [
+        (1.5, {"request_id": "req_1", "n": 1}),
+        (2.5, {"request_id": "sk-CANARYabcdefghijkl", "t": "ä\n"}),
+    ]
     logging.getLogger("x").info("request", extra={"rows": rows})
     first, second = log.getvalue().splitlines()
     assert "CANARY" not in second

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -17,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 _log = logging.getLogger(__name__)
 
 LATE_S = 1.0
+PORTION_BYTES = 4096
 
 EventT = TypeVar("EventT")
 EffectT = TypeVar("EffectT")
@@ -41,6 +43,26 @@ class LoopClock:
 
     def now_s(self) -> float:
         return self._loop.time()
+
+
+class Chance:
+    """Chance for ids and draws, taken from the system in portions: asking it each time is dear."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        """So many bytes that nobody can foretell; at most ``PORTION_BYTES``."""
+        at = self._at
+        if at + size > len(self._bytes):
+            self._bytes, at = os.urandom(PORTION_BYTES), 0
+        self._at = at + size
+        return self._bytes[at : at + size]
+
+    def draw(self) -> int:
+        """64 bits."""
+        return int.from_bytes(self.take(8), "little")
 
 
 class Driver(Generic[EventT, EffectT]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -34,6 +36,35 @@ async def test_a_key_speaks_for_its_tenant_with_its_scopes(ring: KeyRing) -> Non
     assert not principal.may(Scope.ADMIN)
     [listed] = await ring.list("acme")
     assert (listed.name, listed.last4) == ("laptop", token[-4:])
+
+
+async def test_many_that_ask_for_one_key_at_once_ask_the_store_once(
+    ring: KeyRing, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each second a busy key is looked up again; that must be one query and not one for each open request."""
+    token, key = await ring.create("acme", "laptop", ALL)
+    asked = 0
+    read = store.read
+
+    async def counted(function: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await read(function)
+
+    monkeypatch.setattr(store, "read", counted)
+    found = await asyncio.gather(*(ring.find(token) for _ in range(50)))
+    assert {one.key_id if one else None for one in found} == {key.id}
+    assert asked == 1
+
+
+async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(ring: KeyRing, store: Store) -> None:
+    """The answer was true when the store gave it; a second later it must not let anyone in."""
+    token, key = await ring.create("acme", "laptop", ALL)
+    asking = asyncio.ensure_future(ring.find(token))
+    await asyncio.sleep(0)
+    await ring.revoke(key.id)
+    await asking
+    assert await ring.find(token) is None
 
 
 async def test_the_key_itself_is_nowhere_in_the_files(ring: KeyRing, store: Store, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from groundswell.core import continuation
 from groundswell.core.affinity import BLOCKS_MAX
+from groundswell.driver import Chance
 from groundswell.gateway import schema
 from groundswell.gateway.exchange import Account, AnswerExchange, Asked, StreamExchange, Works
 from groundswell.gateway.hot import HotCycle, HotPaths
@@ -74,13 +74,14 @@ class TextPaths:
         hold_s: float = HOLD_S,
         continues: bool = True,
         observe: Observe = unobserved,
-        work_id: Callable[[], str] = lambda: secrets.token_hex(12),
+        work_id: Callable[[], str] | None = None,
     ) -> None:
         self._works = works
         self._queue_wait_s = queue_wait_s
         self._hold_s = hold_s
         self._continues = continues
-        self._work_id = work_id
+        chance = Chance()
+        self._work_id = work_id or (lambda: chance.take(12).hex())
         self._loop = asyncio.get_running_loop()
         self._accounts: dict[str, Account] = {}
         self._readers = asyncio.Semaphore(READERS)

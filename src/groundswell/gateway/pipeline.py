@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
 from groundswell import telemetry
+from groundswell.driver import Chance
 from groundswell.gateway import errors
 from groundswell.model.errors import (
     BadRequest,
@@ -36,6 +36,7 @@ from groundswell.store.keys import MISS, Miss, Principal, Scope
 _log = logging.getLogger(__name__)
 
 JSON_BYTES_MAX = 128 << 10  # What an endpoint takes that does not say otherwise; more would hold the loop.
+_chance = Chance()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 ASGIMessage = MutableMapping[str, Any]
@@ -99,7 +100,7 @@ def request_id(asked: bytes | None) -> str:
         text = asked.decode("latin-1")
         if _REQUEST_ID.match(text):
             return text
-    return f"req_{secrets.token_hex(12)}"
+    return "req_" + _chance.take(12).hex()
 
 
 class Pipeline:

@@ -8,7 +8,9 @@ database nor the secret alone lets anyone in, and the time that a look-up takes 
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import hashlib
 import hmac
 import os
 import secrets
@@ -101,16 +103,16 @@ class KeyRing:
         self._check_secret = hmac.digest(secret, b"api-key-check", "sha256")
         self._clock = clock
         self._monotonic = monotonic
-        self._cache: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
+        # By a digest under a key of this process alone, quicker than the stored one; no key lies in memory.
+        self._mark_secret = secrets.token_bytes(32)
+        self._cache: OrderedDict[bytes, tuple[float, Principal | None]] = OrderedDict()
+        self._asked: dict[bytes, asyncio.Future[Principal | None]] = {}
 
     def find_cached(self, token: str) -> Principal | Literal[Miss.MISS] | None:
         """The principal of a valid key, None for an invalid one, MISS when the store must be asked."""
-        if not self._is_ours(token):
-            return None
-        digest = self._digest(token)
-        entry = self._cache.get(digest)
+        entry = self._cache.get(self._mark(token))
         if entry is None or self._monotonic() - entry[0] >= STALE_S:
-            return MISS
+            return MISS if self._is_ours(token) else None
         principal = entry[1]
         if (
             principal is not None
@@ -121,18 +123,36 @@ class KeyRing:
         return principal
 
     async def find(self, token: str) -> Principal | None:
-        """The principal of a valid key; None when it is wrong, expired or revoked."""
+        """The principal of a valid key; None when it is wrong, expired or revoked.
+
+        Of many that ask for one key at once, one asks the store."""
         known = self.find_cached(token)
         if known is not MISS:
             return known
+        mark = self._mark(token)
+        asked = self._asked.get(mark)
+        if asked is None:
+            asked = self._asked[mark] = asyncio.ensure_future(self._ask(token, mark))
+            asked.add_done_callback(lambda done: self._answered(mark, done))
+        return await asyncio.shield(asked)  # Who gives up does not take the answer from the others.
+
+    async def _ask(self, token: str, mark: bytes) -> Principal | None:
         digest, asked_s = self._digest(token), self._monotonic()
         row = await self._store.read(lambda c: c.execute(_by_digest, {"digest": digest}).one_or_none())
         principal = self._valid(row) if row is not None else None
-        self._cache[digest] = (asked_s, principal)
-        self._cache.move_to_end(digest)
+        if mark not in self._asked:
+            return principal  # Something was revoked meanwhile: not to be remembered.
+        self._cache[mark] = (asked_s, principal)
+        self._cache.move_to_end(mark)
         while len(self._cache) > CACHED_KEYS_MAX:
             self._cache.popitem(last=False)
         return principal
+
+    def _answered(self, mark: bytes, done: asyncio.Future[Principal | None]) -> None:
+        if self._asked.get(mark) is done:
+            del self._asked[mark]
+        if not done.cancelled():
+            done.exception()  # Each who asked has it; without any it is not worth a warning.
 
     async def create(
         self,
@@ -176,6 +196,7 @@ class KeyRing:
         """
         revoked = await self._store.write(lambda c: _revoke(c, key_id, tenant, self._now_ms()))
         self._cache.clear()
+        self._asked.clear()
         return revoked
 
     def _now_ms(self) -> int:
@@ -183,6 +204,9 @@ class KeyRing:
 
     def _digest(self, token: str) -> str:
         return hmac.digest(self._secret, token.encode(), "sha256").hex()
+
+    def _mark(self, token: str) -> bytes:
+        return hashlib.blake2b(token.encode(), key=self._mark_secret, digest_size=16).digest()
 
     def _check(self, body: str) -> str:
         return hmac.digest(self._check_secret, body.encode(), "sha256").hex()[:CHECK_CHARACTERS]

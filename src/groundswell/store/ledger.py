@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,11 @@ from groundswell.model.work import ENDED, WorkState
 from groundswell.store.schema import usage as usage_table
 from groundswell.store.sql import Store
 
+_LENGTHS = [
+    (column.name, column.type.length)
+    for column in usage_table.columns
+    if isinstance(column.type, sa.String) and column.type.length is not None
+]
 AMOUNT_MAX = 2**63 - 1  # What the database's integers hold.
 FLUSH_S = 0.25  # A kill may cost the usage rows of this long; well inside the promised second.
 GROUP_ROWS_MAX = 500
@@ -39,23 +45,25 @@ class UsageRow:
     state: WorkState = WorkState.DONE
     attempts: int = 1
     continued: int = 0
-
-    @property
-    def cost_nano(self) -> int:
-        return cost_nano(self.usage, self.price)
+    cost_nano: int = field(init=False)
 
     def __post_init__(self) -> None:
-        amounts = (*asdict(self.usage).values(), *asdict(self.price).values(), self.attempts, self.continued)
-        if any(type(amount) is not int for amount in amounts):
-            raise ValueError("amounts are whole numbers")
-        if min(amounts) < 0 or max(*amounts, self.cost_nano) > AMOUNT_MAX:
-            raise ValueError("an amount is negative or beyond 2^63")
+        usage, price = self.usage, self.price
+        cost = cost_nano(usage, price)
+        object.__setattr__(self, "cost_nano", cost)
+        for amount in (
+            usage.input_tokens, usage.output_tokens, usage.pixels, usage.media_ms, price.input_nano,
+            price.output_nano, price.pixel_nano, cost, self.attempts, self.continued,
+        ):  # fmt: skip
+            if type(amount) is not int:
+                raise ValueError("amounts are whole numbers")
+            if not 0 <= amount <= AMOUNT_MAX:
+                raise ValueError("an amount is negative or beyond 2^63")
         if self.state not in ENDED:
             raise ValueError("only a work that has ended is settled")
-        for column in usage_table.columns:
-            length = getattr(column.type, "length", None)
-            if length is not None and len(getattr(self, column.name)) > length:
-                raise ValueError(f"{column.name} is longer than {length} characters")
+        for name, length in _LENGTHS:
+            if len(getattr(self, name)) > length:
+                raise ValueError(f"{name} is longer than {length} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,12 @@ def settle_all(connection: Connection, rows: Sequence[UsageRow]) -> int:
     """Settle many; returns how many were new. One statement when, as usual, none was settled before."""
     try:
         with connection.begin_nested():
-            connection.execute(_insert, [_values(row) for row in rows])
+            statement, order = _compiled(connection.dialect)
+            values = [_values(row) for row in rows]
+            # Straight to the driver: what SQLAlchemy does for each row costs more than the database.
+            connection.exec_driver_sql(
+                statement, [tuple([one[name] for name in order]) for one in values] if order else values
+            )
     except sa.exc.IntegrityError:
         return sum(settle(connection, row) for row in rows)
     return len(rows)
@@ -197,6 +210,13 @@ class Settler:
 
 
 _insert = usage_table.insert()  # Made once, so that its compiled form is found again.
+
+
+@lru_cache(2)
+def _compiled(dialect: sa.Dialect) -> tuple[str, Sequence[str]]:
+    """The insertion as the driver wants it, and the order of its values where they have no names."""
+    compiled = _insert.compile(dialect=dialect)
+    return str(compiled), getattr(compiled, "positiontup", None) or ()
 
 
 def _is_settled(connection: Connection, work_id: str) -> bool:

@@ -18,6 +18,7 @@ from groundswell.bus.memory import MemoryLink
 from groundswell.config import Config
 from groundswell.core.contract import Finish
 from groundswell.core.dispatch import Dispatcher
+from groundswell.driver import Chance
 from groundswell.gateway import video
 from groundswell.gateway.access_log import AccessLog
 from groundswell.gateway.app import Operations, application
@@ -104,7 +105,7 @@ class Service:
             relay = Relay(
                 Dispatcher(queue_works_max=config.queue.works),
                 link.gateway,
-                lambda: secrets.randbits(64),
+                Chance().draw,
                 ends.finish,
             )
             fleet = Fleet(link, config, state.engines)

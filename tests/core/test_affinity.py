@@ -47,8 +47,20 @@ def test_a_seat_that_leaves_moves_only_what_it_owned() -> None:
     owners.remove(all_seats[0])
     after = {block: owners.of(block) for block in blocks}
     assert all(before[block] in (after[block], all_seats[0]) for block in blocks)
+    assert all_seats[0] not in after.values()
     owners.add(all_seats[0])
     assert {block: owners.of(block) for block in blocks} == before
+
+
+def test_an_owner_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing over all seats at each decision would cost more in a larger fleet."""
+    owners, hashed = Owners(), []
+    for seat in seats(50):
+        owners.add(seat)
+    first = owners.of(1)
+    monkeypatch.setattr(affinity, "mix", lambda state: hashed.append(state) or mix(state))
+    assert owners.of(1) is first
+    assert len(hashed) == 1
 
 
 def test_nobody_owns_anything_in_an_empty_pool() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundswell.core.batching import BatchingEngine, Happened, StepEnded
-from groundswell.core.profiles import BLOCK_TOKENS, DEFAULT_PROFILE, PROFILES, Profile, profile_named
+from groundswell.core.profiles import BLOCK_TOKENS, PROFILES, Profile
 from groundswell.model.errors import BadRequest, Overloaded
 
 # Powers of two, so that sums are exact: a step is 1 s, a prompt token 1/8 s, a sequence 1/16 s.
@@ -153,15 +153,6 @@ def test_what_can_never_run_is_refused_at_once() -> None:
         engine.add(0.0, "b", 1, 1)
     with pytest.raises(ValueError):
         engine.add(0.0, "a", 1, 1)
-
-
-def test_a_profile_without_a_step_time_is_refused() -> None:
-    """A step of no length would keep the engine busy for ever at one moment."""
-    with pytest.raises(ValueError):
-        replace(PLAIN, c0_s=0.0)
-    with pytest.raises(ValueError):
-        replace(PLAIN, e_s=-1.0)
-    assert profile_named("nobody knows it").name == DEFAULT_PROFILE
 
 
 @given(

@@ -161,7 +161,9 @@ def test_nonsense_is_not_learned() -> None:
         estimator.observe(KEY, "h100-8b", 500, 100, 0.0, 0.01, 1)
         estimator.observe(KEY, "h100-8b", 500, 0, 0.1, 0.01, 1)
         estimator.observe_transcode(KEY, 0, 1.0)
+        estimator.observe_transcode(KEY, 1_000_000, 0.0)
     assert estimator.scales(KEY) == (1.0, 1.0, 1.0)
+    assert estimator.predict_transcode_s(KEY, int(PIXELS_PER_S)) == pytest.approx(1.0)
 
 
 def test_answers_of_one_token_teach_the_time_to_the_first() -> None:
@@ -190,7 +192,7 @@ def test_a_transcoder_is_predicted_by_its_own_pace() -> None:
     estimator = Estimator()
     assert estimator.predict_transcode_s(KEY, int(PIXELS_PER_S)) == pytest.approx(1.0)
     for _ in range(30):
-        estimator.observe_transcode(KEY, 400_000_000, 2.0)
+        estimator.observe_transcode(KEY, 200_000_000, 1.0)
     assert estimator.predict_transcode_s(KEY, 100_000_000) == pytest.approx(0.5, rel=0.02)
 
 

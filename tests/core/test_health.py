@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from groundswell.core.health import Breaker
 
 
@@ -33,6 +35,47 @@ def test_a_fifth_of_ten_outcomes_is_too_many() -> None:
             verdicts.append(breaker.bad(1.0))
     assert verdicts == [False, False, False]
     assert breaker.bad(1.0)
+
+
+def closed_by_a_probe() -> Breaker:
+    breaker = Breaker(("a", "e"))
+    for _ in range(3):
+        breaker.bad(0.0)
+    breaker.trip(0.0)
+    breaker.relent()
+    breaker.good(6.0)
+    return breaker
+
+
+def long_silent() -> Breaker:
+    breaker = Breaker(("a", "e"))
+    for _ in range(2):
+        breaker.bad(10.0)
+        breaker.good(10.0)
+    return breaker
+
+
+@pytest.mark.parametrize(
+    ("breaker", "now_s"), [(Breaker(("a", "e")), 7.0), (closed_by_a_probe(), 7.0), (long_silent(), 70.0)]
+)
+def test_nine_outcomes_are_too_few_to_tell(breaker: Breaker, now_s: float) -> None:
+    """Of an engine that is new, well again, or was idle for long, nothing older is held against it."""
+    verdicts = []
+    for outcome in ("good", "bad", "good", "good", "bad", "good", "good", "good"):
+        verdicts.append(getattr(breaker, outcome)(now_s))
+    assert not any(verdicts)
+    assert not breaker.bad(now_s)
+    assert breaker.bad(now_s), "the tenth"
+
+
+def test_the_bucket_before_counts_and_no_more_than_it_saw() -> None:
+    """Eight outcomes in one bucket and two in the next are ten."""
+    breaker = Breaker(("a", "e"))
+    for outcome in ("bad", "good", "good", "good", "good", "good", "bad"):
+        getattr(breaker, outcome)(14.0)
+    breaker.good(16.0)
+    assert not breaker.bad(16.0)
+    assert breaker.bad(16.0)
 
 
 def test_what_is_long_ago_does_not_count() -> None:

@@ -34,6 +34,7 @@ def test_waits_begin_at_acceptance() -> None:
 def test_the_pace_leaves_the_first_token_out() -> None:
     """Twenty-one tokens have twenty gaps; one token has none."""
     assert tpot_s(11.0, 13.0, 21) == 0.1
+    assert tpot_s(11.0, 13.0, 2) == 2.0
     assert tpot_s(11.0, 11.0, 1) is None
 
 
@@ -42,8 +43,11 @@ def test_the_pace_leaves_the_first_token_out() -> None:
     [
         (GOOD, True),
         (replace(GOOD, state=WorkState.FAILED), False),
+        (replace(GOOD, first_s=12.0), True),
         (replace(GOOD, first_s=12.5), False),
+        (replace(GOOD, last_s=15.0), True),
         (replace(GOOD, last_s=16.0), False),
+        (replace(GOOD, first_s=None), True),
         (replace(GOOD, output_tokens=1, last_s=11.0), True),
         (replace(GOOD, first_s=None, last_s=None, output_tokens=0), True),
         (replace(GOOD, work_class=WorkClass.BATCH, first_s=9999.0, last_s=99999.0), True),
@@ -71,6 +75,7 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
     """Nearest rank, by example."""
     values = [5.0, 1.0, 3.0, 2.0, 4.0]
     assert [percentile(values, one) for one in (1, 20, 21, 50, 99, 100)] == [1.0, 1.0, 2.0, 3.0, 5.0, 5.0]
+    assert percentile(range(1, 201), 100) == 200
 
 
 @pytest.mark.parametrize("percent", [0, -1, 101])

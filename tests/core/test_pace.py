@@ -41,4 +41,5 @@ def test_the_memory_of_models_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in "abc":
         paces.meet((Kind.CHAT, name))
     assert (Kind.CHAT, "a") not in paces
+    assert (Kind.CHAT, "b") in paces
     assert (Kind.CHAT, "c") in paces

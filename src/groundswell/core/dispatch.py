@@ -457,11 +457,7 @@ class Dispatcher:
         """Whether any node that is not dead has, or had until its engine went down, a seat for a stream."""
         need = need_of(entry.work, entry.fingerprint)
         pool = self.router.pools.get(need.pool)
-        return (
-            pool is not None
-            and bool(entry.fingerprint)
-            and any(fits(seat, need) for seat in pool.scan(0, len(pool.seats)))
-        )
+        return pool is not None and bool(entry.fingerprint) and any(fits(seat, need) for seat in pool)
 
     def _drop(self, now_s: float, lease: Lease, effects: list[Effect]) -> None:
         """Fence the attempt off. If the node may still run it, ask it to stop; the slot is its until then."""

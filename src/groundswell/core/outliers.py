@@ -68,7 +68,7 @@ class Outliers:
 
 
 def _alive(pool: Pool) -> list[Engine]:
-    engines = [seat.engine for seat in pool.scan(0, len(pool.seats))]
+    engines = [seat.engine for seat in pool]
     return [one for one in engines if one.healthy and one.node.standing is Standing.ALIVE]
 
 

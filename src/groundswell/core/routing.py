@@ -21,7 +21,7 @@ engine that gets a free slot or reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -189,17 +189,20 @@ class Pool:
                 at += 1
         return self.seats[at - self._width]
 
-    def scan(self, draw: int, count: int = SCAN_MAX) -> Iterable[Seat]:
-        """Up to ``count`` seats from a drawn position on."""
+    def scan(self, draw: int) -> Iterable[Seat]:
+        """Some of the seats, from a drawn position on; every one of a small fleet."""
         size = len(self.seats)
         start = draw % size if size else 0
-        for step in range(min(count, size)):
+        for step in range(min(SCAN_MAX, size)):
             seat = self.seats[(start + step) % size]
             if seat is not None:
                 yield seat
 
     def __contains__(self, seat: Seat) -> bool:
         return seat in self._at
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(self._at)
 
     def _weigh(self, at: int, weight: int) -> None:
         tree = self._tree

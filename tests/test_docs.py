@@ -20,9 +20,9 @@ from markdown.extensions.toc import slugify
 import groundswell.cli
 from groundswell.config import load
 from groundswell.core.contract import Reason
-from groundswell.gateway import video
+from groundswell.gateway import openapi, video
 from groundswell.gateway.app import Operations, application
-from groundswell.gateway.pipeline import Guard, Pipeline
+from groundswell.gateway.pipeline import Access, Guard, Pipeline
 from groundswell.telemetry import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -147,15 +147,15 @@ def test_every_metric_is_explained_and_no_other() -> None:
     assert explained == exported
 
 
-def routes() -> set[str]:
-    """Every route of the gateway, ``METHOD /path``."""
+def routes() -> dict[str, Access]:
+    """Every route of the gateway, ``METHOD /path``, and who may use it."""
     operations = Operations(list, int, lambda: (b"", ""), None, None)  # type: ignore[arg-type]
     files = video.routes(SimpleNamespace(jobs=None, blobs=None), None)  # type: ignore[arg-type]
     app = application(operations, Pipeline(None), files)
     assert isinstance(app, Guard)
     return {
-        f"{method} {re.sub(r':[a-z]+}', '}', route.path)}"
-        for route, _ in app._routes
+        f"{method} {re.sub(r':[a-z]+}', '}', route.path)}": declared
+        for route, declared in app._routes
         for method in (route.methods or set()) - {"HEAD"}
     }
 
@@ -163,7 +163,26 @@ def routes() -> set[str]:
 def test_every_route_is_in_the_http_reference_and_no_other() -> None:
     """The page is the whole interface."""
     described = re.findall(r"`((?:GET|POST|DELETE|PUT|PATCH) /[^`\s]*)`", page("reference/http.md"))
-    assert set(described) == routes()
+    assert set(described) == routes().keys()
+
+
+def test_every_route_is_in_the_openapi_description_with_its_scope_and_no_other() -> None:
+    """Clients are made from it; what it calls open must be open, and nothing else."""
+    described = {
+        f"{method.upper()} {path}": (operation.get("x-scope"), bool(operation.get("security")))
+        for path, operations in openapi.description()["paths"].items()
+        for method, operation in operations.items()
+    }
+    scopes = {name: declared.scope for name, declared in routes().items()}
+    assert described == {name: (scope and scope.value, scope is not None) for name, scope in scopes.items()}
+
+
+def test_the_openapi_description_names_the_parameters_of_each_path() -> None:
+    """A path with a parameter that is not described cannot be called by what is made from it."""
+    for path, operations in openapi.description()["paths"].items():
+        for operation in operations.values():
+            named = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
+            assert named == set(re.findall(r"{([a-z_]+)}", path)), path
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -95,6 +95,7 @@ def test_a_bad_value_is_refused_and_its_field_named(fields: dict[str, Any], para
         (b'"' * 200_000, "invalid_json"),
         (b'{"model":"a","model":"b"}', "duplicate_key"),
         (b'{"model" : "a", "model"\n:"b"}', "duplicate_key"),
+        (b'{"model" : "a","model":"b"}', "duplicate_key"),
         (b'{"a":[{"role":"x","role":"y"}],"t":"\\":"}', "duplicate_key"),
         (b'{"model":"x","model":"y","b\\\\":1,"c":":"}', "duplicate_key"),
         (b'{"a":"\\"q\\":","\\u0061":1}', "duplicate_key"),

@@ -215,6 +215,24 @@ class TwoTenants:
         return self.find_cached(token)
 
 
+async def test_a_range_of_a_file_is_one_range_or_the_whole(world: VideoWorld) -> None:
+    """Thousands of ranges in one request cost others their server; and every error has the one shape."""
+    job = await world.ended((await world.submit()).json()["id"])
+    whole = (await world.client.get(job["playback_url"])).content
+    answers = []
+    for asked in (
+        "bytes=0-3", "bytes=2-", f"bytes={len(whole)}-", "bytes=" + "0-0," * 3000 + "0-0", "bytes=-3",
+        "bytes=3-1", "bytes=x", "lines=1-2", "bytes=" + "9" * 40 + "-", "bytes=0-\xe9",
+    ):  # fmt: skip
+        answer = await world.client.get(job["playback_url"], headers={b"range": asked.encode("latin-1")})
+        answers.append((answer.status_code, answer.content))
+    assert answers[0] == (206, whole[:4])
+    assert answers[1] == (206, whole[2:])
+    assert answers[2][0] == 416
+    assert msgspec.json.decode(answers[2][1])["error"]["code"] == "range_not_satisfiable"
+    assert set(answers[3:]) == {(200, whole)}
+
+
 async def test_a_tenant_sees_and_touches_only_its_own(tmp_path: Path) -> None:
     """Ids may leak; they open nothing."""
     world = VideoWorld(tmp_path, segment_s=1.5)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from groundswell.gateway import prescan
+from groundswell.gateway import openapi, prescan
 from groundswell.gateway.openai import KINDS
 from groundswell.gateway.pipeline import ASGIApp, Guard, Observe, Pipeline, access, unobserved
 from groundswell.gateway.relay import NodeView
@@ -90,6 +90,12 @@ def _routes(operations: Operations) -> list[Route]:
         body, kind = operations.metrics()
         return Response(body, media_type=kind)
 
+    described = msgspec.json.encode(openapi.description())
+
+    @access(None)
+    async def description(_request: Request) -> Response:
+        return Response(described, media_type="application/json")
+
     @access(Scope.INFERENCE)
     async def hot(_request: Request) -> Response:
         raise InternalError("This path is served by the connection itself.")
@@ -98,6 +104,7 @@ def _routes(operations: Operations) -> list[Route]:
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/metrics", metrics),
+        Route("/v1/openapi.json", description),
         # Here only for what is not a POST: those never come this far.
         *(Route(path, hot, methods=["POST"]) for path in KINDS),
         Route("/v1/models", models.list),

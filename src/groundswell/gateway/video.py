@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,9 +26,10 @@ from groundswell.gateway.app import answer
 from groundswell.gateway.multipart import read_form
 from groundswell.gateway.pipeline import JSON_BYTES_MAX, access, too_large
 from groundswell.gateway.transcodes import FILE, JOB_ID, KIND, TOKEN, Transcodes
+from groundswell.media.hls import CONTENT_TYPES
 from groundswell.media.ladder import DEFAULT, parse
 from groundswell.media.probe import probe
-from groundswell.model.errors import BadRequest, NotFound
+from groundswell.model.errors import BadRequest, NotFound, RangeNotSatisfiable
 from groundswell.model.money import dollars
 from groundswell.store.blobs import Blob
 from groundswell.store.jobs import Job, JobState, NewJob, TaskState
@@ -41,7 +42,7 @@ FORM_BYTES = 1 << 20  # What a form adds to its file.
 LIST_MAX = 100
 PROBES_MAX = 2  # Children that look at uploads at a time.
 KEY_CHARACTERS_MAX = 255
-_TYPES = {".m3u8": "application/vnd.apple.mpegurl", ".m4s": "video/iso.segment", ".mp4": "video/mp4"}
+_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})\Z")
 # A result never changes once it is there, and its address is a secret that anyone may hold.
 _HEADERS = {"cache-control": "public, max-age=31536000, immutable", "access-control-allow-origin": "*"}
 
@@ -122,12 +123,12 @@ class _Video:
     @access(Scope.VIDEO)
     async def file(self, request: Request) -> Response:
         job = await self._job(request)
-        return await self._send(job.id, job.request["token"], request.path_params["path"])
+        return await self._send(request, job.id, job.request["token"], request.path_params["path"])
 
     @access(None)
     async def play(self, request: Request) -> Response:
         # The folder's name is the token: no store is asked, and no other name leads anywhere.
-        return await self._send(*(request.path_params[name] for name in ("job_id", "token", "path")))
+        return await self._send(request, *(request.path_params[name] for name in ("job_id", "token", "path")))
 
     # --- creating ---
 
@@ -201,12 +202,13 @@ class _Video:
     async def _job(self, request: Request) -> Job:
         return await self._jobs.get(request.path_params["job_id"], _caller(request).tenant)
 
-    async def _send(self, job_id: str, token: str, name: str) -> Response:
+    async def _send(self, request: Request, job_id: str, token: str, name: str) -> Response:
         path = self._transcodes.result_folder(job_id, token) / name
         fits = JOB_ID.match(job_id) and TOKEN.match(token) and FILE.match(name)
         if not fits or not await asyncio.to_thread(path.is_file):
             raise NotFound("No such file.", code="file_not_found")
-        return FileResponse(path, headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
+        _check_range(request, path.stat().st_size)
+        return FileResponse(path, headers=_HEADERS, media_type=CONTENT_TYPES[path.suffix])
 
     async def _brief(self, request: Request, job: Job) -> dict[str, Any]:
         done, total = await self._jobs.progress(job.id)
@@ -286,6 +288,16 @@ def _segment(task: Claim, first: Claim) -> dict[str, Any]:
 def _caller(request: Request) -> Principal:
     caller: Principal = request.state.principal
     return caller
+
+
+def _check_range(request: Request, size: int) -> None:
+    """Leave the one range that a player asks for. Several at once, and what is none, are ignored, as HTTP
+    allows: the answer is the whole file. Raises ``RangeNotSatisfiable``."""
+    match = _RANGE.match(request.headers.get("range", ""))
+    if match is None or (match[2] and int(match[1]) > int(match[2])):
+        request.scope["headers"] = [line for line in request.scope["headers"] if line[0] != b"range"]
+    elif int(match[1]) >= size:
+        raise RangeNotSatisfiable(f"The file has {size} bytes.")
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 AUDIO_NAME = "audio"
 
 
+# Of the files of a result, by suffix.
+CONTENT_TYPES = {".m3u8": "application/vnd.apple.mpegurl", ".m4s": "video/iso.segment", ".mp4": "video/mp4"}
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One segment of a rendition: its file, its initialisation segment's file, length and size."""

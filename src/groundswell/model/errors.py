@@ -11,6 +11,7 @@
     ├── TooLarge      413       a body, header or file over its limit
     ├── UriTooLong    414       the URL is over its limit
     ├── UnsupportedMedia 415    an encoding or content type that is not served
+    ├── RangeNotSatisfiable 416 bytes that a file does not have
     ├── Unprocessable 422       well formed, but the media or URL in it cannot be used
     ├── HeadersTooLarge 431     too many headers, or too much of them
     ├── UpstreamError 502       an engine failed and nothing else can finish the work
@@ -89,6 +90,10 @@ class UriTooLong(GroundswellError):
 
 class UnsupportedMedia(GroundswellError):
     status, kind, default_code = 415, "invalid_request_error", "unsupported_encoding"
+
+
+class RangeNotSatisfiable(GroundswellError):
+    status, kind, default_code = 416, "invalid_request_error", "range_not_satisfiable"
 
 
 class Unprocessable(GroundswellError):

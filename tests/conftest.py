@@ -17,10 +17,11 @@ settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long chaos tests and fuzzers go on; `make chaos` and `make fuzz` ask for the full figures."""
+    """How long chaos tests, fuzzers and the soak go on; `make chaos` and its like ask for more."""
     parser.addoption("--inputs", type=int, default=3000, help="requests of the HTTP fuzzer")
     parser.addoption("--seed", type=int, default=20261125, help="what they are made of")
     parser.addoption("--streams", type=int, default=30, help="streams that are broken in the chaos test")
     parser.addoption(
         "--jobs", type=int, default=10, help="transcodes that are open when the gateway is killed"
     )
+    parser.addoption("--soak-minutes", type=float, default=3, help="how long the soak goes on")

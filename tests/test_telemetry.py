@@ -50,6 +50,7 @@ def test_the_page_shows_requests_fleet_store_and_jobs() -> None:
     metrics.http("/v1/chat/completions", 200, 0.5)
     metrics.fleet(3, 4, {"healthy": 2, "dead": 1}, {"healthy": 5})
     metrics.fleet(3, 4, {"healthy": 3}, {"healthy": 5})
+    metrics.watch(lambda: 7, lambda: 8, lambda: 9)
     metrics.commit(0.001, 64)
     metrics.job("transcode", "created")
     body, content_type = metrics.render()
@@ -58,6 +59,9 @@ def test_the_page_shows_requests_fleet_store_and_jobs() -> None:
     for line in (
         'groundswell_requests_total{code="200",endpoint="/v1/chat/completions"} 1.0',
         "groundswell_queue_length 3.0",
+        "groundswell_works_open 7.0",
+        "groundswell_connections 8.0",
+        "groundswell_tasks 9.0",
         'groundswell_nodes{health="healthy"} 3.0',
         "groundswell_store_writes_total 64.0",
         'groundswell_jobs_total{kind="transcode",state="created"} 1.0',

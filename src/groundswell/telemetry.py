@@ -14,14 +14,14 @@ import re
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TextIO
 
 import msgspec
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
@@ -66,11 +66,15 @@ class Metrics:
         self._wait_s = self._histogram("queue_wait_seconds", "Waiting for a node.", _SECONDS, "kind")
         self._queued = self._gauge("queue_length", "Works that wait now.")
         self._running = self._gauge("works_running", "Works that run now.")
+        self._open = self._gauge("works_open", "Works that have not ended.")
+        self._connections = self._gauge("connections", "Connections of clients that are open now.")
+        self._tasks = self._gauge("tasks", "Tasks of the event loop.")
         self._nodes = self._gauge("nodes", "Nodes by health.", "health")
         self._engines = self._gauge("engines", "Engines by health.", "health")
         self._commit_s = self._histogram("store_commit_seconds", "One group commit.", _COMMIT_SECONDS)
         self._writes = self._counter("store_writes", "Operations committed.")
         self._jobs = self._counter("jobs", "Durable jobs by what became of them.", "kind", "state")
+        ProcessCollector(registry=self.registry)  # Memory, CPU time and open files, as of any process.
 
     def http(self, endpoint: str, status: int, seconds: float) -> None:
         """A request was answered. ``endpoint`` is the route's pattern, not the path that was asked for."""
@@ -109,6 +113,14 @@ class Metrics:
             gauge.clear()
             for health, count in counts.items():
                 gauge.labels(health).set(count)
+
+    def watch(
+        self, open_works: Callable[[], int], connections: Callable[[], int], tasks: Callable[[], int]
+    ) -> None:
+        """Where to ask, at each look at the page, for what must come back to where it was after any load."""
+        self._open.set_function(open_works)
+        self._connections.set_function(connections)
+        self._tasks.set_function(tasks)
 
     def commit(self, seconds: float, operations: int) -> None:
         """The store committed a group (``Store.on_commit``; any thread)."""

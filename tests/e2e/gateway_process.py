@@ -83,9 +83,10 @@ def gateway_process(
     port: int = 0,
     start: Sequence[str] = ("-m", "groundswell"),
     env: Mapping[str, str] | None = None,
+    apart: bool = False,
 ) -> Iterator[GatewayProcess]:
     """Run a gateway on ``folder`` until the block ends. ``settings`` is the text of its TOML file, ``start``
-    what Python is to run, ``env`` what its environment has besides."""
+    what Python is to run, ``env`` what its environment has besides. ``apart``: Ctrl-C is not for it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "groundswell.toml"
     file.write_text(settings)
@@ -93,7 +94,9 @@ def gateway_process(
     whole |= {"GROUNDSWELL_DATA": str(folder / "data"), "GROUNDSWELL_CONFIG": str(file), **(env or {})}
     command = [sys.executable, *start, "gateway", "--port", str(port), *options]
     log = (folder / "log.jsonl").open("a")
-    process = subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=log, text=True)
+    process = subprocess.Popen(
+        command, env=whole, stdout=subprocess.PIPE, stderr=log, text=True, process_group=0 if apart else None
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -82,6 +82,11 @@ class Server:
             await asyncio.sleep(0.005)
         return int(listener.getsockname()[1])
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._uvicorn.server_state.connections)
+
     async def stop(self) -> None:
         """Accept nothing more, let open requests end within ``drain_s``, then cut what is left."""
         if self._task is None:

@@ -217,6 +217,7 @@ async def _front_door(
             "gateway running already? Choose another with --port.",
             code="port_in_use",
         ) from error
+    metrics.watch(lambda: relay.open_works, lambda: server.connections, lambda: len(asyncio.all_tasks()))
     door = _FrontDoor(port, text)
     door.background = [
         asyncio.create_task(_forever("transcodes", transcodes.run())),

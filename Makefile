@@ -49,8 +49,8 @@ chaos: ready  ## 200 streams while engines are killed, stopped and hung; gateway
 soak: ready  ## An hour at 60 % load while engines die every 20 s: what grows, what stays, what breaks; `minutes=10` is shorter
 	$(RUN) pytest -s tests/e2e/test_soak.py --soak-minutes $(minutes)
 
-fuzz: ready  ## 200,000 requests that mean harm, against a gateway whose loop is watched; `seed=17` makes others
-	$(RUN) pytest -s tests/e2e/test_fuzz.py --inputs 200000 $(if $(seed),--seed $(seed))
+fuzz: ready  ## 200,000 requests that mean harm, and a minute for each parser; `seed=17` makes others
+	$(RUN) pytest -s tests/e2e/test_fuzz.py tests/e2e/test_openapi.py tests/fuzz --inputs 200000 --fuzz-seconds 60 $(if $(seed),--seed $(seed))
 
 bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
 	$(RUN) bench.video

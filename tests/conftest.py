@@ -19,6 +19,7 @@ settings.load_profile("untimed")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long chaos tests, fuzzers and the soak go on; `make chaos` and its like ask for more."""
     parser.addoption("--inputs", type=int, default=3000, help="requests of the HTTP fuzzer")
+    parser.addoption("--fuzz-seconds", type=int, default=1, help="time of atheris for each parser")
     parser.addoption("--seed", type=int, default=20261125, help="what they are made of")
     parser.addoption("--streams", type=int, default=30, help="streams that are broken in the chaos test")
     parser.addoption(

@@ -8,7 +8,6 @@ Only the event with the usage, and errors, are parsed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -213,10 +212,7 @@ class _WholeAttempt(_Attempt):
 
     def _on_complete(self) -> None:
         body = bytes(self._body)
-        try:
-            answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            answer = None
+        answer = _decoded(body)
         if not isinstance(answer, dict) or answer.get("error") or answer.get("object") == "error":
             fault, error = (
                 _error_of(answer) if isinstance(answer, dict) else (Fault.BROKEN, UpstreamError(_FLAWED))
@@ -298,10 +294,9 @@ class _StreamAttempt(_Attempt):
     def _read_usage(self, block: bytes) -> None:
         for data in payloads(block):
             if b'"usage"' in data:
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                    answer = msgspec.json.decode(data)
-                    if isinstance(answer, dict) and answer.get("usage"):
-                        self._usage = usage_of(answer)
+                answer = _decoded(data)
+                if isinstance(answer, dict) and answer.get("usage"):
+                    self._usage = usage_of(answer)
 
     def _usage_so_far(self) -> Usage:
         return self._usage or Usage(output_tokens=self._tokens)
@@ -319,6 +314,14 @@ def content_tokens(block: bytes) -> int:
     )  # fmt: skip
 
 
+def _decoded(data: bytes) -> Any:
+    """The JSON that an engine sent; None when it is none, or is nested without end."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def usage_of(answer: Any) -> Usage:
     """The usage object of an answer or event; zeros where it says nothing that can be used."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
@@ -332,10 +335,7 @@ def refusal_of(status: int, body: bytes, headers: Headers) -> tuple[Fault, Groun
 
     4xx says that the request is wrong, and no other engine would take it; 408, 409, 425 and 429 are about the
     moment, and 401 and 403 about our key, so those and 5xx may go elsewhere."""
-    try:
-        answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        answer = None
+    answer = _decoded(body)
     message, code, param = _said(answer)
     if status in (401, 403):
         return Fault.BROKEN, UpstreamError("The engine does not accept the gateway's key.")
@@ -399,10 +399,7 @@ def _cut_at(block: bytes, position: int) -> tuple[bytes, tuple[Fault, Groundswel
     if event.startswith(b"error:"):
         event = b"data:" + event[6:]
     for data in payloads(event):
-        try:
-            answer = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            break
+        answer = _decoded(data)
         if isinstance(answer, dict):
             return block[:start], _error_of(answer)
         break

@@ -17,6 +17,7 @@ import msgspec
 
 from groundswell.model.errors import UpstreamError
 from groundswell.model.work import Kind
+from groundswell.wire.sse import payloads
 
 DONE = b"data: [DONE]\n\n"
 
@@ -27,7 +28,6 @@ _PRIVATE_NAMES = (
 _ODD = re.compile(rb'\[DONE\]|"(?:usage|error|' + _PRIVATE_NAMES + rb')"\s*:\s*(?!null)')
 _PRIVATE = re.compile(rb'"(?:' + _PRIVATE_NAMES + rb')"\s*:')
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
-_BETWEEN_EVENTS = re.compile(rb"\r?\n\r?\n")
 _TOP = frozenset({"id", "object", "created", "model", "choices", "system_fingerprint", "service_tier"})
 _CHOICE = frozenset({"index", "delta", "text", "logprobs", "finish_reason"})
 _OBJECT = {Kind.CHAT: "chat.completion.chunk", Kind.COMPLETION: "text_completion"}
@@ -41,10 +41,8 @@ def events(data: bytes) -> list[Event]:
     Raises ``UpstreamError`` for what is not JSON, or has no objects as choices.
     """
     found: list[Event] = []
-    for block in _BETWEEN_EVENTS.split(data):
-        lines = [line[5:].strip() for line in block.splitlines() if line.startswith(b"data:")]
-        text = b"\n".join(lines)
-        if not text or text == b"[DONE]":
+    for text in payloads(data):
+        if not text.strip() or text.strip() == b"[DONE]":
             continue
         try:
             event = msgspec.json.decode(text)
@@ -61,7 +59,7 @@ def _is_sound(choices: Any) -> bool:
     """Whether what reads an event finds objects where the interface has them."""
     return choices is None or (
         isinstance(choices, list)
-        and all(isinstance(one, dict) and isinstance(one.get("delta") or {}, dict) for one in choices)
+        and all(isinstance(one, dict) and isinstance(one.get("delta"), dict | None) for one in choices)
     )
 
 
@@ -149,7 +147,11 @@ class Chunks:
         if first.get("object") != _OBJECT[self._kind] or not _TOP.issuperset(first.keys() - {"usage"}):
             return
         # The replacement is safe only for the top-level name, spelled as it will be in every chunk.
-        if msgspec.json.decode(b"{" + match.group() + b"}") != {"model": first.get("model")}:
+        try:
+            named = msgspec.json.decode(b"{" + match.group() + b"}")
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # It stood in a comment, or in a later event.
+            return
+        if named != {"model": first.get("model")}:
             return
         self._plain = True
         if first["model"] != self._model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,7 +33,6 @@ KINDS = {
 }
 BODY_BYTES_MAX = 8 << 20
 INLINE_BYTES_MAX = 128 << 10  # Read at once: about 20 ms at the worst, and far less for what people send.
-READERS = 2  # Threads that read larger bodies; more would only wait for each other.
 QUEUE_WAIT_S = 60.0
 HOLD_S = 10.0
 BLOCK_CHARACTERS = 512
@@ -84,7 +84,8 @@ class TextPaths:
         self._work_id = work_id or (lambda: chance.take(12).hex())
         self._loop = asyncio.get_running_loop()
         self._accounts: dict[str, Account] = {}
-        self._readers = asyncio.Semaphore(READERS)
+        # One thread: a second would only wait for the interpreter's lock, and hold memory of its own.
+        self._reader = ThreadPoolExecutor(1, "bodies")
         self._reading: set[asyncio.Task[None]] = set()
         self.draining = False
         access = Access(Scope.INFERENCE, body_bytes_max)
@@ -109,10 +110,7 @@ class TextPaths:
     async def _begin_later(self, cycle: HotCycle, raw: bytearray) -> None:
         """As ``begin``, for a body that is read in a thread."""
         try:
-            async with self._readers:
-                if cycle.disconnected:
-                    return
-                understood = await asyncio.to_thread(understand, cycle.kind, raw)
+            understood = await self._loop.run_in_executor(self._reader, understand, cycle.kind, raw)
             if not cycle.disconnected:
                 self._accept(cycle, understood)
         except GroundswellError as error:

@@ -51,7 +51,9 @@ def sniff(head: bytes) -> str:
         return "flv"
     if head.startswith(b"OggS"):
         return "ogg"
-    if any(len(head) > at + 188 and head[at] == head[at + step] == 0x47 for at, step in ((0, 188), (4, 192))):
+    if any(
+        len(head) > at + step and head[at] == head[at + step] == 0x47 for at, step in ((0, 188), (4, 192))
+    ):
         return "mpegts"
     raise rejected(
         "The file is not a video of an accepted format (MP4, MOV, MKV, WebM, MPEG-TS, AVI, FLV, OGG)."

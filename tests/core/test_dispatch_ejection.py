@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from fleet import (
-    Desk,
-    chat,
-    offers,
-    stream,
-    tick_until,
-)
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from groundswell.core.contract import (
-    Cancelled,
-    Left,
-)
+import pytest
+from fleet import MODEL, Desk, chat, offers, stream, tick_until
+
+from groundswell.core.contract import Cancelled, Left
 from groundswell.model.messages import Ended, Fault
 from groundswell.model.work import Kind
 
@@ -106,6 +102,59 @@ def test_a_stream_whose_other_engines_died_may_use_an_ejected_one_at_once() -> N
     stream(desk, "w", 1, count=2)
     again = desk.offered(desk.step(Left("b", 1)))
     assert (again.node_id, again.attempt, again.emitted_tokens) == ("a", 2, 2)
+
+
+def waiting_for_b(then_s: float = 0.0) -> Desk:
+    """``b`` is full of others' works; ``then_s`` later ``a`` is ejected, and ``c`` dies under a stream."""
+    desk = Desk("b")
+    desk.report("b", running=2)
+    desk.at(then_s)
+    for node_id in "ac":
+        desk.report(node_id)
+    for number in range(1, 4):
+        fail(desk, "a", number)
+    offer = desk.start()
+    assert offer.node_id == "c"
+    stream(desk, "w", 1, count=2)
+    assert offers(desk.step(Left("c", 1))) == []
+    return desk
+
+
+@pytest.mark.parametrize(
+    "goes",
+    [
+        lambda desk: desk.step(Left("b", 1)),
+        lambda desk: desk.report("b", healthy=False),
+        lambda desk: desk.report("b", draining=True),
+        lambda desk: desk.report("b", capabilities=[]),
+    ],
+    ids=["gone", "unhealthy", "draining", "without the model"],
+)
+def test_a_stream_that_waits_uses_an_ejected_engine_once_the_last_other_is_down(
+    goes: Callable[[Desk], list[Any]],
+) -> None:
+    """Nothing of ours ran there, so its end frees and loses nothing; the stream must still hear of it."""
+    desk = waiting_for_b()
+    again = desk.offered(goes(desk))
+    assert (again.node_id, again.attempt, again.emitted_tokens) == ("a", 2, 2)
+
+
+def test_a_stream_that_waits_uses_an_ejected_engine_once_the_last_other_is_silent() -> None:
+    """Six seconds without a heartbeat: nothing new goes there, so it is no hope either."""
+    desk = waiting_for_b(then_s=3.0)
+    assert offers(tick_until(desk, 5.9)) == []
+    assert desk.offered(tick_until(desk, 6.0)).node_id == "a"
+
+
+def test_an_engine_that_cannot_go_on_with_a_stream_is_no_reason_to_wait() -> None:
+    """Another model's voice is not to be had at any time; the ejected engine is."""
+    desk = Desk("a", "c")
+    desk.report("b", capabilities=[replace(MODEL, fingerprint="other")])
+    for number in range(1, 4):
+        fail(desk, "a", number)
+    offer = next(one for number in range(9) if (one := desk.start(chat(f"w{number}"))).node_id == "c")
+    stream(desk, offer.work_id, 1, count=2)
+    assert desk.offered(desk.step(Left("c", 1))).node_id == "a"
 
 
 def test_the_ejection_of_an_engine_that_is_gone_ends_quietly() -> None:

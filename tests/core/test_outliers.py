@@ -11,9 +11,14 @@ from fleet import MODEL, report
 from groundswell.core.health import Breaker
 from groundswell.core.membership import Engine, Members
 from groundswell.core.outliers import Outliers
-from groundswell.core.routing import Pool, Router
+from groundswell.core.routing import Ask, Need, Pool, Router
 from groundswell.core.timers import Timers
 from groundswell.model.work import Kind
+
+
+def ask(*avoid: Engine) -> Ask:
+    """A chat that failed on these."""
+    return Ask(Need(Kind.CHAT, "m"), 10, 10, 0, (), 1, avoid=frozenset(one.identity for one in avoid))
 
 
 class Town:
@@ -132,10 +137,10 @@ def test_the_last_resort_is_all_that_lives_and_has_not_failed_the_work() -> None
     """Their time is over at once: no alarm is left to say so again."""
     town = Town("a", "b", "c", "d")
     assert town.eject("a", "b") == ["a", "b"]
-    assert town.outliers.last_resort(town.pool, frozenset()) == [], "c and d are there"
+    assert town.outliers.last_resort(town.pool, ask()) == [], "c and d are there"
     for node_id in "cd":
         town.report(node_id, 2, healthy=False)
     a, b = town.engine("a"), town.engine("b")
-    assert town.outliers.last_resort(town.pool, frozenset({a.identity})) == [b]
+    assert town.outliers.last_resort(town.pool, ask(a)) == [b]
     assert (a.breaker.open, b.free) == (True, 1)
     assert b.breaker.due_s > a.breaker.due_s

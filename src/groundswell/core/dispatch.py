@@ -24,6 +24,7 @@ free slot looks at the lanes that it can serve (``core.waiting``). Output is the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import assert_never
 
 from groundswell.core.chance import mix
@@ -238,7 +239,7 @@ class Dispatcher:
     def _last_resort(self, ask: Ask) -> list[Seat]:
         """Seats of ejected engines, when a lost work has no others to hope for."""
         pool = self.router.pools.get(ask.need.pool)
-        engines = self._outliers.last_resort(pool, ask.avoid) if pool is not None else []
+        engines = self._outliers.last_resort(pool, ask) if pool is not None else []
         for engine in engines:
             self._slots.touch(engine)
         return self.router.rank(ask) if engines else []
@@ -398,10 +399,12 @@ class Dispatcher:
             case Refusal.NO_ENGINE:
                 engine.healthy = False
                 self.router.refresh(engine)
+                self._down(engine.seats.values())
             case Refusal.DRAINING:
                 engine.node.draining = True
                 for one in engine.node.engines.values():
                     self.router.refresh(one)
+                    self._down(one.seats.values())
         entry = lease.entry
         entry.continued -= entry.sent
         self._drop(now_s, lease, effects)
@@ -584,8 +587,19 @@ class Dispatcher:
             lost += [lease for lease in leases if lease is not None]
         for engine in change.touched:
             self._slots.touch(engine)
+            if not engine.well:
+                self._down(engine.seats.values())
+        self._down(change.removed)
         for lease in lost:
             self._failed(now_s, lease, Fault.LOST, effects)
+
+    def _down(self, seats: Iterable[Seat]) -> None:
+        """These take nothing any more: lost work that hoped for them looks for its last resort."""
+        for seat in seats:
+            for kind in sorted(seat.capability.kinds):
+                pool = (kind, seat.capability.model)
+                if self.waiting.lost(pool):
+                    self._unplaced[pool] = None
 
     # --- time passes ---
 

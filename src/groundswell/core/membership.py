@@ -92,12 +92,15 @@ class Engine:
         return (self.node.node_id, self.node.generation, self.engine_id, self.generation)
 
     @property
+    def well(self) -> bool:
+        """It would take work, for all that its node says."""
+        node = self.node
+        return node.standing is Standing.ALIVE and not node.draining and self.healthy
+
+    @property
     def available(self) -> bool:
         """It would take work if it had a free slot."""
-        node = self.node
-        return (
-            node.standing is Standing.ALIVE and not node.draining and self.healthy and not self.breaker.open
-        )
+        return self.well and not self.breaker.open
 
     @property
     def free(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from groundswell.core.health import Breaker
 from groundswell.core.membership import Engine, Members, Standing
-from groundswell.core.routing import Pool, Router
+from groundswell.core.routing import Ask, Pool, Router, fits
 from groundswell.core.timers import Timers
 
 
@@ -54,17 +54,22 @@ class Outliers:
             engine.doubted_s = None  # Its turn to be tried has come.
         return engine
 
-    def last_resort(self, pool: Pool, avoid: frozenset[tuple[str, int, str, int]]) -> list[Engine]:
-        """Let ejected engines be tried at once when nothing else that lives could take a lost work.
+    def last_resort(self, pool: Pool, ask: Ask) -> list[Engine]:
+        """Let ejected engines be tried at once when nothing else, however busy, could take a lost work.
 
         An ejection is a guess about the next work; a stream that waits in mid-sentence is certain."""
-        alive = [one for one in _alive(pool) if one.identity not in avoid]
-        if any(not one.breaker.open for one in alive):
-            return []
-        for engine in alive:
+        ejected = []
+        for seat in pool:
+            engine = seat.engine
+            if not engine.well or engine.identity in ask.avoid or not fits(seat, ask.need):
+                continue
+            if not engine.breaker.open:
+                return []
+            ejected.append(engine)
+        for engine in ejected:
             self._timers.off(engine.breaker)
             engine.breaker.relent()
-        return alive
+        return ejected
 
 
 def _alive(pool: Pool) -> list[Engine]:

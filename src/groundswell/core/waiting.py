@@ -95,6 +95,10 @@ class WaitingRoom:
         """The units that wait for seats of this pool."""
         return self._pool_units.get(pool, 0)
 
+    def lost(self, pool: PoolKey) -> bool:
+        """Whether lost work waits for seats of this pool."""
+        return any(lane.lines[RANK_LOST] for lane in self._lanes.get(pool, {}).values())
+
     def waits(self, need: Need) -> bool:
         """Whether somebody with these needs waits already."""
         return need in self._lanes.get(need.pool, {})

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,78 +15,19 @@ import openai
 import pytest
 from command import run
 from gateway_process import GatewayProcess, gateway_process
+from llama_process import WEATHER, bias_to_call, llama_server, make_weights
+from ollama_shape import WORDS, Box, ollama
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
-LLAMA = ROOT / "tests" / "llama"
-LLAMA_SERVER = Path(os.environ.get("LLAMA_SERVER", ROOT / ".llama" / "llama-server"))
-MODEL = ROOT / "src" / "groundswell" / "engines" / "builtin_model"
-STARTS_S = 60.0
 NO_NODES = "nodes = []\n"
 QUESTION = [{"role": "user", "content": "What is Groundswell?"}]
 KEY = "sk-of-the-box"
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not LLAMA_SERVER.exists():
-        pytest.skip(f"no llama.cpp server at {LLAMA_SERVER}: run tests/llama/build.sh, or set LLAMA_SERVER")
-    path = tmp_path_factory.mktemp("llama") / "builtin.gguf"
-    subprocess.run([sys.executable, LLAMA / "make_gguf.py", path], check=True)
-    return path
-
-
-@contextmanager
-def llama_server(weights: Path, *options: str) -> Iterator[str]:
-    """A server on a free port until the block ends; its URL."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    command = [LLAMA_SERVER, "-m", weights, "--host", "127.0.0.1", "--port", port, "--alias", "tiny"]
-    command += [
-        "-c",
-        "4096",
-        "-np",
-        "4",
-        "--threads",
-        "1",
-        "--chat-template-file",
-        LLAMA / "tools.jinja",
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + STARTS_S
-        while not _is_up(url):
-            assert process.poll() is None, "llama-server ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
+    return make_weights(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -223,15 +160,12 @@ def test_what_a_tool_answered_goes_back_in(client: openai.OpenAI) -> None:
 
 
 def weather_request() -> dict[str, Any]:
-    """llama.cpp holds the model to a grammar when a tool is required, but lets it chatter first. This model
-    has never seen a tool, so the bias makes it begin with the call."""
-    vocabulary = json.loads((MODEL / "tokenizer.json").read_text())["model"]["vocab"]
     return {
         "model": "llama",
         "messages": [{"role": "user", "content": "What is the weather in Rome?"}],
         "tools": [WEATHER],
         "tool_choice": "required",
-        "logit_bias": {str(vocabulary['{"']): 100},
+        "logit_bias": bias_to_call(),
         "max_tokens": 400,
         "temperature": 0,
     }
@@ -250,6 +184,56 @@ def test_a_server_with_a_key_is_added_with_it(gateway: GatewayProcess, weights: 
     data = gateway.folder / "data"
     assert KEY not in (gateway.folder / "log.jsonl").read_text()
     assert KEY.encode() not in (data / "groundswell.db").read_bytes()
+
+
+def test_an_ollama_box_is_added_by_its_address(gateway: GatewayProcess) -> None:
+    """The first thing that many will try: the address alone, then the names that Ollama itself takes."""
+    with ollama() as box:
+        said = good(gateway, "nodes", "add", box.url)
+        assert "ollama server" in said
+        assert re.search(r"^llama3.2\tllama3.2:latest\tchat, completion\t131072\t", said, re.MULTILINE)
+        assert re.search(r"^all-minilm\tall-minilm:latest\tembedding\t512\t", said, re.MULTILINE)
+        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
+            messages: Any = [{"role": "user", "content": "Why is the sky blue?"}]
+            for name in ("llama3.2", "llama3.2:latest"):
+                answer = client.chat.completions.create(model=name, messages=messages, top_p=0.5)
+                assert answer.choices[0].message.content == "".join(WORDS)
+                assert answer.model == name
+            with client.chat.completions.create(model=name, messages=messages, stream=True) as stream:
+                chunks = list(stream)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "".join(WORDS)
+            assert all(chunk.usage is None for chunk in chunks), (
+                "it was asked for to be settled, not to be shown"
+            )
+            assert chunks[-1].choices[0].finish_reason == "stop"
+            assert client.completions.create(model=name, prompt="Why?").choices[0].text == "".join(WORDS)
+            vectors = client.embeddings.create(model="all-minilm", input=["a", "b"]).data
+            assert [round(x, 3) for x in vectors[1].embedding] == [0.6, 0.8]
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="mistral", messages=messages)
+        asked = [body for path, body in box.asked if path == "/v1/chat/completions" and "top_p" in body]
+        assert {body["model"] for body in asked} == {"llama3.2:latest"}
+        wait_for_context(gateway, "llama3.2", 4096)
+        good(gateway, "nodes", "rm", said.split()[1])
+
+
+def test_an_ollama_box_may_be_empty_at_first(gateway: GatewayProcess) -> None:
+    """Somebody adds it before the first model is pulled; that model is there as soon as it is."""
+    with ollama(Box(models=[])) as box:
+        said = good(gateway, "nodes", "add", box.url)
+        assert "it has no models yet" in said
+        box.models.append("llama3.2:latest")
+        gateway.wait_for_model("llama3.2")
+        good(gateway, "nodes", "rm", said.split()[1])
+
+
+def wait_for_context(gateway: GatewayProcess, model: str, tokens: int) -> None:
+    """What a loaded model was given replaces what it could take: Ollama drops the rest in silence."""
+    deadline = time.monotonic() + 20
+    with gateway.client() as http:
+        while http.get(f"/v1/models/{model}").json().get("max_model_len") != tokens:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_what_cannot_be_added_is_said(gateway: GatewayProcess, llama: str) -> None:

@@ -108,6 +108,9 @@ def show(node: dict[str, Any]) -> None:
     """What a probe found, a line for each model."""
     for engine in node["engines"]:
         say(f"{engine['flavour'] or 'OpenAI-compatible'} server, {engine['slots']} requests at once")
+        if not engine["models"]:
+            say("it has no models yet; those that it gets appear here by themselves")
+            return
     headings = ["model", "engine's name", "does", "context", "a broken stream"]
     meanings = {"exact": "continues exactly", "text": "continues", "none": "cannot be continued here"}
     table(

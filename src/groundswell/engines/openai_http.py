@@ -79,7 +79,7 @@ class OpenAIHttpEngine:
         self._settings = ProbeSettings(aliases or {}, price or Price(), slots or 0, profile, fingerprint)
         self._server = Server(self._client, self._origin, self._path, self._headers)
         self._models: list[dict[str, Any]] | None = None
-        self._loaded: frozenset[str] = frozenset()
+        self._loaded: dict[str, int] = {}
         self._info = EngineInfo(0, ())
         self._running: set[_Attempt] = set()
 

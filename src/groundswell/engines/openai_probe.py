@@ -105,6 +105,8 @@ async def models_of(server: Server) -> list[dict[str, Any]]:
     if status == 503:
         raise UpstreamError("the engine is not ready")
     listed = answer.get("data") if isinstance(answer, dict) else None
+    if listed is None and isinstance(answer, dict) and answer.get("object") == "list":
+        listed = []  # How Ollama says that it has none yet.
     if status != 200 or not isinstance(listed, list):
         raise UpstreamError(f"no OpenAI-compatible server: /v1/models answers {status}")
     models = [one for one in listed[:MODELS_MAX] if isinstance(one, dict) and isinstance(one.get("id"), str)]
@@ -127,6 +129,7 @@ class _Found:
     profile: str = ""
     slots: int = 0
     warm: bool = True
+    also: str = ""  # Another name that its own server takes for it.
 
 
 async def inspect(server: Server, models: list[dict[str, Any]], settings: ProbeSettings) -> EngineInfo:
@@ -140,9 +143,9 @@ async def inspect(server: Server, models: list[dict[str, Any]], settings: ProbeS
                 one.continuation = Continuation.TEXT if one.warm else one.continuation
     slots = settings.slots or next((one.slots for one in found if one.slots), SLOTS_DEFAULT)
     capabilities = [
-        _capability(server, one, public, settings) for one in found for public in _public(one.id, settings)
+        _capability(server, one, public, settings) for one in found for public in _public(one, settings)
     ]
-    missing = set(settings.aliases.values()) - {one.id for one in found}
+    missing = set(settings.aliases.values()) - {name for one in found for name in (one.id, one.also)}
     if missing:
         raise UpstreamError(f"the engine has no model {sorted(missing)[0]}")
     return EngineInfo(slots, tuple(sorted(capabilities, key=lambda one: one.model)), flavour)
@@ -222,6 +225,8 @@ async def _ollama(server: Server, models: list[dict[str, Any]]) -> list[_Found]:
     found: list[_Found] = []
     for model in models:
         one = _Found(model["id"], kinds=_guess(model["id"]), warm=model["id"] in loaded)
+        if one.id.endswith(":latest"):
+            one.also = one.id.removesuffix(":latest")
         one.identity = str(tags.get(one.id, {}).get("digest", ""))
         if len(found) < SHOWN_MAX:
             shown = await server.object_at("/api/show", {"model": one.id})
@@ -229,20 +234,23 @@ async def _ollama(server: Server, models: list[dict[str, Any]]) -> list[_Found]:
             if isinstance(details, dict):
                 lengths = [_positive(details[key]) for key in details if key.endswith(".context_length")]
                 one.context = next((length for length in lengths if length), one.context)
+            # What the model could read; what is in memory was made for less, and drops the rest in silence.
+            one.context = loaded.get(one.id) or one.context
             if "embedding" in (shown.get("capabilities") or ()):
                 one.kinds = frozenset({Kind.EMBEDDING})
         found.append(one)
     return found
 
 
-async def loaded_by_ollama(server: Server) -> frozenset[str]:
-    """The models that an Ollama server holds in memory now."""
+async def loaded_by_ollama(server: Server) -> dict[str, int]:
+    """The models that an Ollama server holds in memory now, each with the context that it was given (0: not
+    told)."""
     running = (await server.object_at("/api/ps")).get("models")
-    return frozenset(
-        str(one.get("name"))
+    return {
+        str(one.get("name")): _positive(one.get("context_length"))
         for one in (running if isinstance(running, list) else ())
         if isinstance(one, dict)
-    )
+    }
 
 
 def _lmstudio(model: dict[str, Any], details: dict[str, Any]) -> _Found:
@@ -304,9 +312,10 @@ def _fingerprint(server: Server, found: _Found) -> str:
     return f"probed-{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
 
-def _public(model: str, settings: ProbeSettings) -> list[str]:
+def _public(found: _Found, settings: ProbeSettings) -> list[str]:
     """The public names of an engine's model."""
-    return sorted(name for name, target in settings.aliases.items() if target == model) or [model]
+    aliases = sorted(name for name, target in settings.aliases.items() if target in (found.id, found.also))
+    return aliases or [name for name in (found.id, found.also) if name]
 
 
 def _guess(model: str) -> frozenset[Kind]:

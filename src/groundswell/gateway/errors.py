@@ -77,7 +77,7 @@ def from_finish(finish: Finish, model: str, error: GroundswellError | None) -> G
 def _unknown_model(_finish: Finish, model: str, _error: GroundswellError | None) -> GroundswellError:
     shown = model if len(model) <= 100 else model[:100] + "…"
     return NotFound(
-        f"The model {shown!r} does not exist here. GET /v1/models lists those that do.",
+        f"No model {shown!r} does this here. GET /v1/models lists the models, and what each does.",
         code=Reason.UNKNOWN_MODEL,
         param="model",
     )

@@ -287,6 +287,7 @@ def test_a_stream_that_has_said_all_it_may_is_done() -> None:
     stream(desk, "w", 1, count=3)
     (finish,) = finishes(desk.step(Left(offer.node_id, 1)))
     assert (finish.state, finish.usage) == (WorkState.DONE, Usage(10, 3))
+    assert finish.fault is not None, "the front door must know that the end may be missing"
 
 
 def test_continuations_are_bounded() -> None:

@@ -12,6 +12,7 @@ from scripted_works import KEY, Gateway, Script, chunk, usage_chunk
 
 from groundswell.gateway import exchange as exchange_module
 from groundswell.model.errors import GroundswellError
+from groundswell.model.messages import Fault
 from groundswell.model.money import Usage
 from groundswell.model.work import Work
 
@@ -229,6 +230,21 @@ async def test_a_stream_that_lacks_only_its_end_is_ended(
     events = await stream.events()
     assert said(events) == "all"
     assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, reason]
+    assert events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_stream_that_used_up_its_budget_says_so_once(gateway: Gateway, ended: bool) -> None:
+    """The engine died between the last token and the finish reason: clients wait for one."""
+    stream = Stream(gateway, max_completion_tokens=1)
+    work = await stream.begin()
+    stream.script.offer(work)
+    stream.script.send(work, chunk({"content": "all"}))
+    if ended:
+        stream.script.send(work, chunk({}, "length"), tokens=0)
+    stream.script.done(work, Usage(7, 1), fault=Fault.LOST)
+    events = await stream.events()
+    assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, "length"]
     assert events[-1] == "[DONE]"
 
 

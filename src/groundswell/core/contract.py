@@ -101,6 +101,7 @@ class Reason:
 class Finish:
     """The work has ended. Sent exactly once for each work that arrived; ``usage`` is what is settled.
 
+    Done with a ``fault``: all was said when the engine was lost, perhaps without its end.
     ``emitted_tokens`` is what the client was sent by attempts before the last one; ``continued`` counts
     attempts that went on in mid-stream, ``attempts`` all of them. Times are in seconds from arrival;
     ``ttft_s`` is None when no content went out.

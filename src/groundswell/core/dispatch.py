@@ -434,7 +434,7 @@ class Dispatcher:
         verdict = judge(entry, lease, self._resumable_somewhere)
         if verdict is Verdict.COMPLETE:
             usage = self._usage_so_far(entry)
-            self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
+            self._finish(now_s, entry, WorkState.DONE, "", effects, fault=fault, usage=usage)
         elif verdict is not Verdict.AGAIN:
             self._finish(now_s, entry, WorkState.FAILED, verdict.value, effects, fault=fault)
         else:

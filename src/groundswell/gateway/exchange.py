@@ -285,6 +285,8 @@ class StreamExchange(_Exchange):
         if finish.state is WorkState.DONE:
             try:
                 self._let_go()
+                if finish.fault is not None:
+                    self._close_choice()
             except UpstreamError as broken:
                 self._fail(Finish(self._work.id, WorkState.FAILED, broken.code), broken)
                 return
@@ -302,6 +304,13 @@ class StreamExchange(_Exchange):
             self._pass_on(b"".join(self._held))
         if self._seam is not None:
             self._write(self._seam.rest())
+
+    def _close_choice(self) -> None:
+        """The engine was lost when only the end of the answer was missing: say why it ends, if it did not."""
+        if self._sent is not None:
+            self._sent.text()
+            if self._sent.finish_reason is None:
+                self._write(self._chunks.finish_chunk("length"))
 
     def gone(self) -> None:
         self._timer.cancel()

@@ -1,5 +1,5 @@
 # `make up` runs Groundswell and does the main job before your eyes; `make test` proves it. Both set up first.
-.PHONY: up test ready check fix docs sim sim-long chaos soak fuzz bench-gateway bench-video mutate wheel clean help
+.PHONY: up test ready check fix docs sim sim-long chaos soak fuzz bench-core bench-gateway bench-video mutate wheel clean help
 .DEFAULT_GOAL := help
 
 RUN := .venv/bin/python -m
@@ -51,6 +51,9 @@ soak: ready  ## An hour at 60 % load while engines die every 20 s: what grows, w
 
 fuzz: ready  ## 200,000 requests that mean harm, and a minute for each parser; `seed=17` makes others
 	$(RUN) pytest -s tests/e2e/test_fuzz.py tests/e2e/test_openapi.py tests/fuzz --inputs 200000 --fuzz-seconds 60 $(if $(seed),--seed $(seed))
+
+bench-core: ready  ## Cost of a decision with 10, 1,000 and 10,000 nodes; memory of a node and an open stream
+	$(RUN) bench.core
 
 bench-gateway: ready  ## Speed of the relay beside others on one core; PEERS=nginx,smg ROUNDS=1 MEASURES=requests, ARGS=--quick
 	$(RUN) bench.gateway $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MEASURES),--measures $(MEASURES)) \

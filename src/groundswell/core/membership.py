@@ -104,13 +104,13 @@ class Engine:
 
     @property
     def free(self) -> int:
-        """Slots that we may fill now."""
-        if not self.available:
-            return 0
+        """Slots that we may fill now. Asked often, so ``available`` and the rarer question come last."""
         free = self.slots - self.others - len(self.held)
+        if free <= 0 or not self.available:
+            return 0
         if self.breaker.half_open:
-            free = min(free, int(self.breaker.probe is None))
-        return max(0, free)
+            return int(self.breaker.probe is None)
+        return free
 
 
 class Node(Alarm):

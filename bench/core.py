@@ -87,7 +87,7 @@ class Fleet:
         """A streamed chat. The first blocks of its prompt are often somebody else's first blocks, too."""
         self.works += 1
         shared = int(PREFIXES * self.chance.random() ** 3)
-        prefix = tuple(shared * BLOCKS + at for at in range(BLOCKS - 1)) + (-self.works,)
+        prefix = (*tuple(shared * BLOCKS + at for at in range(BLOCKS - 1)), -self.works)
         return Work(
             f"work-{self.works}", Kind.CHAT, self.chance.choice(MODELS), "tenant", self.now_s + 60.0,
             prompt_tokens=self.chance.randrange(50, 2_000), output_tokens_max=512, prefix=prefix,
@@ -102,7 +102,8 @@ class Fleet:
         effects = self.desk.step(self.now_s, arrived)
         spent_ns = time.perf_counter_ns() - start_ns
         (sent,) = effects
-        assert isinstance(sent, Send) and isinstance(sent.message, Offer)
+        assert isinstance(sent, Send)
+        assert isinstance(sent.message, Offer)
         offer = sent.message
         self.running.append(offer)
         self.held[offer.node_id][offer.work_id, offer.attempt] = None

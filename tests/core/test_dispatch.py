@@ -197,6 +197,29 @@ def test_a_longer_queue_means_a_longer_retry_after() -> None:
     assert waits[0] < waits[1]
 
 
+def test_the_wait_is_half_a_minute_or_more_while_nobody_is_there() -> None:
+    """Without a single slot nothing can be predicted."""
+    desk = Desk("a", queue_works_max=1)
+    desk.step(Left("a", 1))
+    desk.arrive(chat("w1"))
+    (finish,) = finishes(desk.arrive(chat("w2")))
+    assert finish.reason == Reason.QUEUE_FULL
+    assert 30.0 <= (finish.retry_after_s or 0) <= 45.0
+
+
+def test_works_that_were_done_fast_shorten_the_wait() -> None:
+    """The pace is learned for each model from what its engines did."""
+    desk = Desk(queue_works_max=20)
+    desk.report("a", slots=1)
+    for number in range(40):
+        desk.start(chat(f"d{number}"))
+        desk.at(desk.now_s + 0.1).step(Ended(f"d{number}", 1, 0))
+    for number in range(21):
+        desk.arrive(chat(f"w{number}"))
+    (finish,) = finishes(desk.arrive(chat("last")))
+    assert (finish.retry_after_s or 0) <= 30.0
+
+
 def test_a_waiting_work_is_cancelled_without_a_trace() -> None:
     """A client that goes away frees its place in the queue."""
     desk = Desk()

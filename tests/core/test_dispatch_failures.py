@@ -74,8 +74,8 @@ def test_a_rejected_work_fails_at_once() -> None:
     """A wrong request is wrong on every node; trying it elsewhere only costs."""
     desk = Desk("a", "b")
     desk.start()
-    effects = desk.step(Ended("w", 1, 0, fault=Fault.REJECTED))
-    assert end_of(effects) == (WorkState.FAILED, Reason.REJECTED)
+    (finish,) = finishes(desk.step(Ended("w", 1, 0, fault=Fault.REJECTED)))
+    assert (finish.state, finish.reason, finish.fault) == (WorkState.FAILED, Reason.REJECTED, Fault.REJECTED)
 
 
 def test_never_back_to_the_process_that_failed_it_while_there_is_another() -> None:
@@ -120,7 +120,9 @@ def test_unanswered_offers_are_bounded() -> None:
         for node_id in "abcdefgh":
             desk.report(node_id)
         effects += tick_until(desk, float(second))
-    assert end_of(effects) == (WorkState.FAILED, Reason.EXHAUSTED)
+    (finish,) = finishes(effects)
+    assert (finish.state, finish.reason) == (WorkState.FAILED, Reason.EXHAUSTED)
+    assert finish.attempts == UNANSWERED_MAX + 1
 
 
 @pytest.mark.parametrize("reason", list(Refusal))
@@ -134,6 +136,38 @@ def test_a_refused_offer_moves_on_and_the_refuser_is_believed(reason: Refusal) -
         assert all(one.node_id != first.node_id for one in offers(desk.arrive(chat(f"x{number}"))))
     freed = desk.report(first.node_id)
     assert [one.node_id for one in offers(freed)] == [first.node_id] * 2
+
+
+def test_a_slot_that_a_full_engine_frees_is_filled() -> None:
+    """It has others' work on it, and ours: when ours ends there is room, whatever the refusal said before."""
+    desk = Desk("a")
+    desk.start(chat("w1"))
+    desk.arrive(chat("w2"))
+    assert offers(desk.step(Refused("w2", 1, Refusal.FULL))) == []
+    assert desk.offered(desk.step(Ended("w1", 1, 0))).work_id == "w2"
+
+
+def test_a_refusal_is_no_loss_and_moves_no_deadline() -> None:
+    """Nothing has begun; the client is told when it was promised to be told."""
+    desk = Desk("a")
+    desk.at(1.0).arrive(chat(deadline_s=3.0))
+    desk.step(Refused("w", 1, Refusal.FULL))
+    assert end_of(tick_until(desk, 3.0)) == (WorkState.FAILED, Reason.DEADLINE)
+
+
+def test_a_work_whose_attempts_all_stall_ends_with_that_fault() -> None:
+    """The client is told that engines were silent, not that they broke."""
+    desk = Desk("a")
+    offer = desk.start(chat(deadline_s=500.0))
+    effects = []
+    for second in range(1, 60):
+        desk.report("a", attempts=[("w", offer.attempt)])
+        seen = tick_until(desk, float(second))
+        for offer in offers(seen):
+            desk.step(Accepted("w", offer.attempt))
+        effects += seen
+    (finish,) = finishes(effects)
+    assert (finish.reason, finish.fault) == (Reason.EXHAUSTED, Fault.STALLED)
 
 
 def test_refusals_are_bounded_too() -> None:

@@ -20,13 +20,14 @@ from fleet import (
 )
 
 from groundswell.core.contract import (
+    Cancelled,
     Left,
     Paused,
     Reason,
     Tick,
 )
 from groundswell.core.verdict import CONTINUED_MAX
-from groundswell.model.messages import Accepted, Ended, Fault, Output, Withdraw
+from groundswell.model.messages import Accepted, Ended, Fault, Output, Refusal, Refused, Withdraw
 from groundswell.model.money import Usage
 from groundswell.model.node import Capability, Continuation
 from groundswell.model.work import Work, WorkState
@@ -155,6 +156,7 @@ def test_a_paused_stream_does_not_stall() -> None:
         assert withdrawals(tick_until(desk, float(second))) == []
         desk.report("a", attempts=[("w", 1)])
     assert desk.step(Paused("w", False)) == []
+    stream(desk, "w", 1, first=2, count=1)
     assert withdrawals(tick_until(desk, 9.0)) == []
     assert withdrawals(tick_until(desk, 12.1)) == [Withdraw("w", 1)]
 
@@ -201,6 +203,46 @@ def test_streams_that_stall_together_are_one_event() -> None:
     assert all(one.node_id != hung for one in offers(effects[0]))
     assert offers(desk.arrive(chat("new")))[0].node_id != hung
     assert moved_s < 4.0
+
+
+def test_a_hung_engine_loses_all_its_streams_with_the_first_and_nothing_else() -> None:
+    """A slow stream need not wait for its own limit; who is paused, not streamed or just begun is no sign."""
+    desk = Desk()
+    desk.report("a", slots=8)
+    for work_id in ("fast", "slow", "paused"):
+        desk.start(chat(work_id))
+    desk.start(chat("whole", streaming=False))
+    stream(desk, "paused", 1, count=1)
+    desk.step(Paused("paused", True))
+    for index in range(12):
+        stream(desk, "fast", 1, first=7 * index, count=7, every_s=0.05)
+        assert deliveries(desk.step(Output("slow", 1, index, 1))) == [index]
+    attempts = [(work_id, 1) for work_id in ("fast", "slow", "paused", "whole")]
+    desk.report("a", slots=8, attempts=attempts)
+    assert offers(tick_until(desk, desk.now_s + 1.5)) == []
+    desk.start(chat("young"))
+    desk.report("b", slots=8)
+    effects = tick_until(desk, desk.now_s + 0.9)
+    assert sorted(one.work_id for one in withdrawals(effects)) == ["fast", "slow"]
+    assert sorted((one.work_id, one.node_id) for one in offers(effects)) == [("fast", "b"), ("slow", "b")]
+    assert desk.machine.members.nodes["a"].engines["e"].breaker.open
+
+
+def test_one_stream_that_stalls_alone_is_no_hung_engine() -> None:
+    """The others of its engine flow: it moves, and the engine keeps its place."""
+    desk = Desk()
+    desk.report("a", slots=8)
+    for work_id in ("still", "flows"):
+        desk.start(chat(work_id))
+        stream(desk, work_id, 1, count=30, every_s=0.05)
+    desk.report("b", slots=8)
+    index, moved = 30, []
+    while not moved:
+        stream(desk, "flows", 1, first=index, count=1)
+        index += 1
+        moved = offers(desk.step(Tick()))
+    assert [(one.work_id, one.node_id) for one in moved] == [("still", "b")]
+    assert not desk.machine.members.nodes["a"].engines["e"].breaker.open
 
 
 # --- continuing ---
@@ -265,15 +307,16 @@ def test_a_stream_waits_half_a_minute_for_its_model_to_come_back() -> None:
 
 def test_a_stream_whose_model_is_only_busy_waits_longer_but_not_for_ever() -> None:
     """Somebody has the model; two minutes of silence is still more than a client takes."""
-    desk = Desk()
+    desk = Desk().at(200.0)
     desk.report("a", slots=1)
-    desk.start()
+    desk.start(chat(deadline_s=260.0))
     stream(desk, "w", 1, count=1)
     desk.report("b", slots=1)
-    desk.start(chat("other", streaming=False, output_tokens_max=10**6))
+    desk.start(chat("other", streaming=False, output_tokens_max=10**6, deadline_s=260.0))
     desk.step(Left("a", 1))
-    effects = []
-    for second in range(2, 130, 2):
+    effects: list[Any] = []
+    for second in range(202, 330, 2):
+        assert second > 315 or not finishes(effects)
         desk.at(max(desk.now_s, float(second)))
         effects += desk.report("b", slots=1, attempts=[("other", 1)]) + tick_until(desk, second + 1.0)
     assert end_of(effects) == (WorkState.FAILED, Reason.NO_NODE)
@@ -286,8 +329,29 @@ def test_a_stream_that_has_said_all_it_may_is_done() -> None:
     offer = desk.start(chat(output_tokens_max=3))
     stream(desk, "w", 1, count=3)
     (finish,) = finishes(desk.step(Left(offer.node_id, 1)))
-    assert (finish.state, finish.usage) == (WorkState.DONE, Usage(10, 3))
+    assert (finish.state, finish.reason, finish.usage) == (WorkState.DONE, "", Usage(10, 3))
     assert finish.fault is not None, "the front door must know that the end may be missing"
+
+
+def test_what_was_sent_is_charged_once_while_the_stream_waits() -> None:
+    """A client that gives up then pays for what it has read."""
+    desk = Desk("a")
+    desk.start()
+    stream(desk, "w", 1, count=3)
+    desk.step(Left("a", 1))
+    (finish,) = finishes(desk.step(Cancelled("w")))
+    assert finish.usage == Usage(10, 3)
+
+
+def test_an_offer_that_is_refused_is_no_continuation() -> None:
+    """Nothing was continued by it; only those that begin count towards the bound, and in the figures."""
+    desk = Desk("a", "b")
+    first = desk.start()
+    stream(desk, "w", 1, count=1)
+    again = desk.offered(desk.step(Left(first.node_id, 1)))
+    desk.step(Refused("w", again.attempt, Refusal.FULL))
+    (finish,) = finishes(desk.step(Cancelled("w")))
+    assert (finish.attempts, finish.continued) == (2, 0)
 
 
 def test_continuations_are_bounded() -> None:
@@ -313,4 +377,14 @@ def test_lost_work_may_wait_again_whatever_its_deadline_was() -> None:
     desk.start(chat(streaming=False, deadline_s=1.0))
     desk.at(5.0).step(Left("a", 1))
     assert desk.machine.state("w") is WorkState.QUEUED
+    assert finishes(tick_until(desk, 34.9)) == []
     assert end_of(tick_until(desk, 35.1)) == (WorkState.FAILED, Reason.NO_NODE)
+
+
+def test_lost_work_keeps_a_deadline_that_is_later() -> None:
+    """It was promised that time, and has sent nothing that a reader would wait behind."""
+    desk = Desk("a")
+    desk.start(chat(streaming=False, deadline_s=100.0))
+    desk.at(5.0).step(Left("a", 1))
+    assert finishes(tick_until(desk, 99.9)) == []
+    assert end_of(tick_until(desk, 100.0)) == (WorkState.FAILED, Reason.NO_NODE)

@@ -59,4 +59,8 @@ def test_a_transcode_may_take_four_times_its_pixels_and_those_before_it() -> Non
     work = replace(chat(streaming=False), kind=Kind.TRANSCODE)
     on = seat(kinds=frozenset({Kind.TRANSCODE}))
     on.engine.backlog = int(10 * PIXELS_PER_S)
-    assert limit_s(Router(), work, on, int(20 * PIXELS_PER_S)) == pytest.approx(4 * 30 + 30)
+    router = Router()
+    assert limit_s(router, work, on, int(20 * PIXELS_PER_S)) == pytest.approx(4 * 30 + 30)
+    for _ in range(100):
+        router.estimator.observe_transcode(on.key, int(PIXELS_PER_S), 0.5)
+    assert limit_s(router, work, on, int(20 * PIXELS_PER_S)) == pytest.approx(4 * 15 + 30, rel=0.01)

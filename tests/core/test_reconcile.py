@@ -56,7 +56,9 @@ def test_an_attempt_that_is_not_listed(
 def test_an_attempt_that_is_listed_runs(accepted: bool) -> None:
     """Whatever was heard of it."""
     lease = held(accepted=accepted, missing=1)
+    lease.engine.generation += 1
     found = find(lease, 2.0, True, False)
+    assert lease.identity == lease.engine.identity, "the process that runs it is the one that said so"
     assert found.running == ([] if accepted else [lease])
     assert lease.missing == 0
 
@@ -76,7 +78,7 @@ def test_a_withdrawn_attempt_keeps_its_slot_until_it_is_gone(
 ) -> None:
     """Gone is what is not listed; what is listed still is told again."""
     engine = held(accepted=True).engine
-    engine.held[KEY] = 0.0
+    engine.held[KEY] = 100.0
     rows = {KEY} if listed else set()
-    found = reconcile(now_s, engine, rows, lambda work_id, attempt: None, restarted=restarted)
+    found = reconcile(100.0 + now_s, engine, rows, lambda work_id, attempt: None, restarted=restarted)
     assert (found.freed, found.repeat) == (freed, repeat)

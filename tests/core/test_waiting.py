@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fleet import chat
 
 from groundswell.core.lease import Entry
 from groundswell.core.routing import need_of
-from groundswell.core.waiting import RANK_LOST, RANKS, WaitingRoom
+from groundswell.core.waiting import PIXELS_PER_UNIT, RANK_LOST, RANKS, WaitingRoom, units_of
 from groundswell.model.work import Kind, WorkClass
 
 KEY = (Kind.CHAT, "m")
@@ -53,6 +55,16 @@ def test_bounds_hold_on_works_and_units() -> None:
     room.add(entry("b", units=1))
     assert not room.admits(1)
     assert room.pool_units(KEY) == 91
+    room.remove(only)
+    assert room.pool_units(KEY) == room.units == 1
+
+
+def test_a_work_is_as_large_as_what_it_keeps_busy() -> None:
+    """Tokens, and pixels in what takes as long; never nothing."""
+    assert units_of(chat(prompt_tokens=10, output_tokens_max=100)) == 110
+    video = replace(chat(), kind=Kind.TRANSCODE)
+    assert units_of(replace(video, pixels=0)) == 1
+    assert units_of(replace(video, pixels=3 * PIXELS_PER_UNIT + 7)) == 4
 
 
 def test_an_empty_lane_goes() -> None:

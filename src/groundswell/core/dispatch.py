@@ -433,8 +433,7 @@ class Dispatcher:
         entry, work = lease.entry, lease.entry.work
         verdict = judge(entry, lease, self._resumable_somewhere)
         if verdict is Verdict.COMPLETE:
-            usage = self._usage_so_far(entry)
-            self._finish(now_s, entry, WorkState.DONE, "", effects, fault=fault, usage=usage)
+            self._finish(now_s, entry, WorkState.DONE, "", effects, fault=fault)
         elif verdict is not Verdict.AGAIN:
             self._finish(now_s, entry, WorkState.FAILED, verdict.value, effects, fault=fault)
         else:
@@ -445,7 +444,7 @@ class Dispatcher:
             if fault is not None and (entry.lost_s == -NEVER or lease.flowing):
                 entry.lost_s = now_s
             entry.rank = RANK_LOST
-            entry.need = need_of(work, entry.fingerprint if entry.sent else "")
+            entry.need = need_of(work, entry.fingerprint)
             again_s = max(now_s, entry.lost_s + LOST_WAIT_S)
             self._wait(entry, again_s if entry.sent else max(work.deadline_s, again_s))
 

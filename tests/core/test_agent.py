@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,10 @@ def test_a_second_copy_of_an_offer_gets_the_first_answer() -> None:
     agent.step(1.2, done)
     assert agent.step(1.3, offer("w1")) == [Reply(done)]
     assert agent.step(1.3, offer("w2")) == refused, "there is room now, but no is no"
+    assert agent.step(1.4, Withdraw("w1", 1)) == [Reply(done)], "it ended before"
+    unknown = agent.step(1.5, offer("w3", model="n"))
+    agent.step(1.6, EngineUp("e", 1, (MODEL, replace(MODEL, model="n"))))
+    assert agent.step(1.7, offer("w3", model="n")) == unknown
 
 
 def test_a_withdrawal_stops_frees_and_confirms() -> None:

@@ -95,15 +95,17 @@ def test_a_request_waits_for_its_overhead_before_it_is_queued() -> None:
 
 def test_the_newest_is_sent_back_when_blocks_run_out_and_loses_no_token() -> None:
     """Recompute preemption: the oldest goes on; the newest starts from nothing and still gets all tokens."""
-    engine = BatchingEngine(replace(PLAIN, kv_blocks=4))
+    engine = BatchingEngine(replace(PLAIN, kv_blocks=4, e_s=1 / 1024))
     engine.add(0.0, "old", 20, 40)
     engine.add(0.0, "new", 20, 40)
     steps = drain(engine, engine.step(0.0))
     assert {name for step in steps for name in step.preempted} == {"new"}
     assert len(times(steps, "old")) == len(times(steps, "new")) == 40
     before = [at_s for at_s in times(steps, "new") if at_s <= times(steps, "old")[-1]]
-    first_s = times(steps, "new")[len(before)]
-    assert first_s - times(steps, "old")[-1] == 1 + (20 + len(before)) / 8, "all its tokens in one prefill"
+    again = 20 + len(before)
+    first_s, second_s = times(steps, "new")[len(before) : len(before) + 2]
+    assert first_s - times(steps, "old")[-1] == 1 + again / 8, "all its tokens in one prefill"
+    assert second_s - first_s == 1 + 1 / 16 + (again + 1) / 1024
     assert engine.load() == Load(running=0, waiting=0, kv_blocks_used=0, kv_blocks=4)
 
 

@@ -122,6 +122,8 @@ def test_a_stream_that_stops_is_moved_within_four_seconds() -> None:
     assert tick_until(desk, last_s + 1.9) == []
     effects = tick_until(desk, last_s + 2.1)
     assert desk.offered(effects).emitted_tokens == 20
+    engine = desk.machine.members.nodes[first.node_id].engines["e"]
+    assert not engine.breaker.open, "one stream alone is no proof against its engine"
 
 
 def test_a_slow_stream_has_a_longer_limit() -> None:
@@ -156,9 +158,10 @@ def test_a_paused_stream_does_not_stall() -> None:
         assert withdrawals(tick_until(desk, float(second))) == []
         desk.report("a", attempts=[("w", 1)])
     assert desk.step(Paused("w", False)) == []
+    assert withdrawals(tick_until(desk, 8.5)) == []
     stream(desk, "w", 1, first=2, count=1)
     assert withdrawals(tick_until(desk, 9.0)) == []
-    assert withdrawals(tick_until(desk, 12.1)) == [Withdraw("w", 1)]
+    assert withdrawals(tick_until(desk, 12.7)) == [Withdraw("w", 1)]
 
 
 def test_the_first_token_has_the_limit_of_its_prediction() -> None:
@@ -226,6 +229,27 @@ def test_a_hung_engine_loses_all_its_streams_with_the_first_and_nothing_else() -
     assert sorted(one.work_id for one in withdrawals(effects)) == ["fast", "slow"]
     assert sorted((one.work_id, one.node_id) for one in offers(effects)) == [("fast", "b"), ("slow", "b")]
     assert desk.machine.members.nodes["a"].engines["e"].breaker.open
+
+
+def test_the_streams_of_a_hung_engine_wait_for_another_and_not_for_it() -> None:
+    """Its ejection ends after five seconds; who hung there does not go back while somebody else may do it."""
+    desk = Desk()
+    desk.report("b", slots=1)
+    desk.start(chat("busy", streaming=False))
+    desk.report("a", slots=8)
+    for work_id in ("one", "two"):
+        desk.start(chat(work_id))
+    for index in range(30):
+        stream(desk, "one", 1, first=index, count=1)
+        desk.step(Output("two", 1, index, 1))
+    desk.report("a", slots=8, attempts=[("one", 1), ("two", 1)])
+    desk.report("b", slots=1, attempts=[("busy", 1)])
+    assert withdrawals(tick_until(desk, 5.5)) == [Withdraw("one", 1), Withdraw("two", 1)]
+    for second in range(6, 26):
+        effects = desk.report("a", slots=8) + desk.report("b", slots=1, attempts=[("busy", 1)])
+        assert effects + tick_until(desk, float(second)) == []
+    again = desk.offered(desk.step(Ended("busy", 1, 0)))
+    assert (again.work_id, again.node_id, again.emitted_tokens) == ("one", "b", 30)
 
 
 def test_one_stream_that_stalls_alone_is_no_hung_engine() -> None:

@@ -54,6 +54,7 @@ def test_silence_makes_it_suspect_then_dead_and_a_new_word_brings_it_back() -> N
     assert town.ring(5.9) == []
     (suspect,) = town.ring(6.0)
     assert suspect.touched == [engine]
+    assert town.members.nodes["a"].standing is Standing.SUSPECT
     assert engine.free == 0
     assert not suspect.gone
     (dead,) = town.ring(10.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from groundswell.core.chance import mix
 from groundswell.core.membership import Engine, Members
-from groundswell.core.routing import Ask, Need, Pool, Router, fits, need_of
+from groundswell.core.routing import SCAN_MAX, Ask, Need, Pool, Router, fits, need_of
 from groundswell.core.timers import Timers
 from groundswell.model.money import Price
 from groundswell.model.node import Continuation
@@ -223,6 +223,18 @@ def test_the_tree_agrees_with_a_plain_list(script: list[tuple[int, int]]) -> Non
             drawn = pool.sample(mix(slots))
             assert (drawn is None) == (pool.free == 0)
             assert drawn is None or drawn.engine.free
+
+
+def test_a_scan_begins_where_the_draw_says_and_has_an_end() -> None:
+    """In a large fleet of odd ones each try looks at others, and none at all of them."""
+    town = Town()
+    for number in range(100):
+        town.add(f"n{number}")
+    pool = town.router.pools[KEY]
+    assert [pool.seats.index(one) for one in pool.scan(290)] == [
+        (90 + step) % 100 for step in range(SCAN_MAX)
+    ]
+    assert list(pool) == pool.seats
 
 
 def test_a_decision_looks_at_a_handful_of_seats_in_a_fleet_of_any_size() -> None:

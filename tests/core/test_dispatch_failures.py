@@ -6,6 +6,7 @@ import pytest
 from fleet import (
     Desk,
     chat,
+    deliveries,
     end_of,
     finishes,
     offers,
@@ -17,6 +18,7 @@ from fleet import (
 from groundswell.core.contract import (
     Cancelled,
     Left,
+    Paused,
     Reason,
     Send,
     Tick,
@@ -303,6 +305,33 @@ def test_silence_makes_a_node_suspect_then_dead() -> None:
     effects = tick_until(desk, 10.0)
     assert [(one.work_id, one.node_id) for one in offers(effects)] == [("w", "b")]
     assert first.node_id == "a"
+
+
+def test_a_stream_that_cannot_move_ends_with_its_silent_node() -> None:
+    """Its client is told at once, also when it had paused and heard nothing for a while."""
+    desk = Desk("a")
+    desk.start(chat(resumable=False))
+    stream(desk, "w", 1, count=1)
+    desk.step(Paused("w", True))
+    assert finishes(tick_until(desk, 9.9)) == []
+    assert end_of(tick_until(desk, 10.0)) == (WorkState.FAILED, Reason.NOT_RESUMABLE)
+
+
+def test_a_frame_says_that_the_offer_was_accepted() -> None:
+    """The answer to it may be lost or overtaken; the work runs all the same."""
+    desk = Desk("a")
+    desk.arrive()
+    assert deliveries(desk.step(Output("w", 1, 0))) == [0]
+    assert withdrawals(tick_until(desk, 3.9)) == []
+
+
+def test_an_answer_that_was_not_streamed_is_not_charged_when_it_is_cancelled() -> None:
+    """Nothing of it reached the client, whatever the engine has made."""
+    desk = Desk("a")
+    desk.start(chat(streaming=False))
+    desk.step(Output("w", 1, 0, 5))
+    (finish,) = finishes(desk.step(Cancelled("w")))
+    assert finish.usage == Usage()
 
 
 def test_alarms_of_one_moment_that_settle_each_other_do_nothing_twice() -> None:

@@ -111,7 +111,7 @@ def test_a_good_probe_closes_it_and_time_forgives() -> None:
     breaker.relent()
     breaker.good(6.0)
     assert not breaker.half_open
-    assert breaker.trip(100.0) == 10.0
+    assert breaker.trip(118.0) == 10.0
     breaker.relent()
-    breaker.good(80.0)
+    breaker.good(150.0)
     assert breaker.trip(300.0) == 5.0

@@ -90,6 +90,19 @@ def test_a_goodbye_counts_at_once_and_once() -> None:
     assert town.timers.wake_s is None
 
 
+def test_all_engines_of_a_node_that_leaves_are_gone_with_their_seats() -> None:
+    """Whoever still holds one of them must find that it takes nothing."""
+    members = Town().members
+    one = report("a")
+    members.report(0.0, replace(one, engines=(one.engines[0], replace(one.engines[0], engine_id="f"))))
+    engines = list(members.engines())
+    change = members.left("a", 1)
+    assert change is not None
+    assert change.gone == engines
+    assert [seat.engine for seat in change.removed] == engines
+    assert all(not engine.healthy and engine.seats == {} for engine in engines)
+
+
 def test_a_new_generation_replaces_everything() -> None:
     """The old engines are gone, the new ones are others, and the breaker remembers."""
     members = Town().members

@@ -12,8 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundswell.core.chance import mix
+from groundswell.core.estimate import Estimator, Prediction
 from groundswell.core.membership import Engine, Members
-from groundswell.core.routing import SCAN_MAX, Ask, Need, Pool, Router, fits, need_of
+from groundswell.core.routing import (
+    DOUBT_COST_S,
+    OTHERS_TOKENS,
+    OVERLONG_S,
+    SCAN_MAX,
+    Ask,
+    Need,
+    Pool,
+    Router,
+    fits,
+    need_of,
+)
 from groundswell.core.timers import Timers
 from groundswell.model.money import Price
 from groundswell.model.node import Continuation
@@ -81,6 +93,71 @@ def test_an_engine_that_has_just_failed_comes_after_one_that_has_not() -> None:
     assert all(one == ["b", "a"] for one in both)
     busy.backlog = 1_000_000
     assert any(town.rank(draw=draw) == ["a", "b"] for draw in range(50)), "a long queue costs more"
+
+
+class Oracle(Estimator):
+    """A millisecond for each token of a prompt, half a token in a second, a pixel in a second on node a."""
+
+    def predict(self, key: Any, profile: str, prompt_tokens: int, *rest: int) -> Prediction:
+        return Prediction(prompt_tokens / 1000, 2.0, 0.5)
+
+    def predict_transcode_s(self, key: Any, pixels: int) -> float:
+        assert key == ("a", "e", "m")
+        return pixels
+
+
+def priced(town: Town, cached: int = 0, **changes: Any) -> float:
+    """What a work of 1,001 tokens in ten blocks costs on node a."""
+    town.router.estimator = Oracle()
+    kind = changes.pop("kind", Kind.CHAT)
+    ask = replace(Ask(Need(kind, "m"), 1001, 100, 0, tuple(range(10)), 1), **changes)
+    return town.router.cost_s(town.members.nodes["a"].engines["e"].seats["m"], ask, cached)
+
+
+def test_a_cost_is_the_seconds_of_the_queue_and_of_what_is_not_cached() -> None:
+    """One currency for all decisions: a second of waiting is a second, whatever it is spent on."""
+    town = Town()
+    engine = town.add("a", slots=8)
+    assert priced(town) == pytest.approx(1.001)
+    assert town.router.cost_s(engine.seats["m"], Ask(NEED, 1001, 100, 0, (1, 2), 1)) == pytest.approx(1.001)
+    assert priced(town, cached=3) == pytest.approx(0.701)
+    assert priced(town, cached=99) == 0.0
+    assert priced(town, prefix=(), cached=1) == 0.0
+    engine.backlog, engine.others = 100, 2
+    assert priced(town, cached=99) == (100 + 2 * OTHERS_TOKENS) / 0.5
+    engine.doubted_s = 0.0
+    assert priced(town, cached=99) == (100 + 2 * OTHERS_TOKENS) / 0.5 + DOUBT_COST_S
+
+
+def test_a_prompt_that_may_not_fit_costs_more_than_any_queue() -> None:
+    """Exactly as long as the context is fine; estimates are rough, so longer is not refused."""
+    town = Town()
+    town.add("a", capabilities=[replace(MODEL, context_tokens=1000)])
+    assert priced(town, prompt_tokens=1000) == pytest.approx(1.0)
+    assert priced(town, prompt_tokens=1001) == pytest.approx(OVERLONG_S + 1.001)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_transcode_costs_its_pixels_and_its_share_of_those_that_wait(slots: int) -> None:
+    """Segments run side by side on the slots of an engine."""
+    town = Town()
+    video = replace(MODEL, kinds=frozenset({Kind.TRANSCODE}))
+    engine = town.add("a", slots=slots, capabilities=[video])
+    engine.backlog = 4_000_000
+    assert priced(town, kind=Kind.TRANSCODE, pixels=7) == 4_000_000 / slots + 7
+    engine.doubted_s = 0.0
+    assert priced(town, kind=Kind.TRANSCODE, pixels=7) == 4_000_000 / slots + 7 + DOUBT_COST_S
+
+
+def test_a_seat_that_left_owns_no_prompt() -> None:
+    """It would keep the pool's memory, and hide the next owner of its blocks."""
+    town = Town()
+    gone = town.add("a").seats["m"]
+    town.add("b")
+    pool = town.router.pools[KEY]
+    assert gone in {pool.owners.of(block) for block in range(50)}
+    town.router.remove(gone)
+    assert gone not in {pool.owners.of(block) for block in range(50)}
 
 
 def test_equal_seats_are_ordered_by_the_draw() -> None:

@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import errno
 import functools
-import itertools
 import logging
 import re
 import secrets
@@ -100,11 +99,13 @@ class Lost(Exception):
 
 @dataclass(slots=True)
 class _Worker:
-    """One claimed task under way. ``media_ms`` is how far it has come."""
+    """One claimed task under way. ``media_ms`` is how far it has come. ``works`` counts what nodes were
+    sent for it; each has an id of its own, since a node answers an offer that it knows with the end it had."""
 
     claim: Claim
     task: asyncio.Task[None]
     media_ms: int = 0
+    works: int = 0
     lost: bool = False
 
 
@@ -388,10 +389,12 @@ class Transcodes:
     async def _dispatch(self, claim: Claim, job: Job, task: Task) -> _Result:
         """Have it done by some node; wait for as long as there is none."""
         data = await asyncio.to_thread((self._root / job.id / "work" / claim.spec["file"]).read_bytes)
-        for turn in itertools.count():
-            exchange = _Exchange(claim.spec["task"], data, self._workers[claim.id])
+        worker = self._workers[claim.id]
+        while True:
+            worker.works += 1
+            exchange = _Exchange(claim.spec["task"], data, worker)
             work = Work(
-                id=f"{self.settings.id_prefix}{claim.id}.{claim.fence}.{turn}",
+                id=f"{self.settings.id_prefix}{claim.id}.{claim.fence}.{worker.works}",
                 kind=Kind.TRANSCODE, model=MODEL, tenant=job.tenant,
                 deadline_s=asyncio.get_running_loop().time() + WAIT_S, work_class=WorkClass.BATCH,
                 pixels=task.usage().pixels,
@@ -407,7 +410,6 @@ class Transcodes:
             if result.finish.reason not in _NO_CAPACITY:
                 raise _failure(result.finish, error)
             await asyncio.sleep(result.finish.retry_after_s or CAPACITY_PAUSE_S)
-        raise AssertionError("unreachable")
 
     # --- finish ---
 

@@ -234,9 +234,13 @@ async def test_a_stream_that_lacks_only_its_end_is_ended(
 
 
 @pytest.mark.parametrize("ended", [False, True])
-async def test_a_stream_that_used_up_its_budget_says_so_once(gateway: Gateway, ended: bool) -> None:
-    """The engine died between the last token and the finish reason: clients wait for one."""
-    stream = Stream(gateway, max_completion_tokens=1)
+@pytest.mark.parametrize("body", [{}, {"logprobs": True}])
+async def test_a_stream_that_used_up_its_budget_says_so_once(
+    gateway: Gateway, ended: bool, body: dict[str, Any]
+) -> None:
+    """The engine died between the last token and the finish reason: clients wait for one, also where a stream
+    could not have been continued."""
+    stream = Stream(gateway, max_completion_tokens=1, **body)
     work = await stream.begin()
     stream.script.offer(work)
     stream.script.send(work, chunk({"content": "all"}))
@@ -246,6 +250,17 @@ async def test_a_stream_that_used_up_its_budget_says_so_once(gateway: Gateway, e
     events = await stream.events()
     assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, "length"]
     assert events[-1] == "[DONE]"
+
+
+async def test_several_choices_without_their_ends_are_an_error(gateway: Gateway) -> None:
+    """A client must not take choices for whole when nobody knows which of them were."""
+    stream = Stream(gateway, max_completion_tokens=1, n=2)
+    work = await stream.begin()
+    stream.script.offer(work)
+    stream.script.send(work, chunk({"content": "all"}), tokens=2)
+    stream.script.done(work, Usage(7, 2), fault=Fault.LOST)
+    events = await stream.events()
+    assert events[-1]["error"]["code"] == "stream_interrupted"
 
 
 async def test_long_streams_are_remembered_as_their_text(

@@ -10,6 +10,7 @@ the stream there.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _ANSWER_KEYS = frozenset(
     {"id", "object", "created", "model", "choices", "data", "usage", "system_fingerprint", "service_tier"}
 )
 _CHOICE_KEYS = frozenset({"index", "message", "text", "logprobs", "finish_reason"})
+_FINISH_REASON = re.compile(rb'"finish_reason"\s*:\s*"')
 _ID_PREFIX = {Kind.CHAT: "chatcmpl-", Kind.COMPLETION: "cmpl-"}
 
 
@@ -238,6 +240,7 @@ class StreamExchange(_Exchange):
         self._has_content = False
         self._seam: _Seam | None = None
         self._emitted_tokens = 0
+        self._last = b""  # The engine's output as last written: a finish reason is there or nowhere.
         self._ended_as: str | None = None  # Set when we end the stream, with this finish reason.
         self._loop = loop
         self._hold_s = hold_s
@@ -307,10 +310,13 @@ class StreamExchange(_Exchange):
 
     def _close_choice(self) -> None:
         """The engine was lost when only the end of the answer was missing: say why it ends, if it did not."""
-        if self._sent is not None:
-            self._sent.text()
-            if self._sent.finish_reason is None:
-                self._write(self._chunks.finish_chunk("length"))
+        if _FINISH_REASON.search(self._last) is not None:
+            return
+        if self._asked.facts.choices > 1:  # Which of them have ended is not known here.
+            raise UpstreamError(
+                "The stream was interrupted and cannot be continued.", code="stream_interrupted"
+            )
+        self._write(self._chunks.finish_chunk("length"))
 
     def gone(self) -> None:
         self._timer.cancel()
@@ -333,6 +339,7 @@ class StreamExchange(_Exchange):
         out = self._chunks.rewrite(data)
         if self._sent is not None:
             self._sent.add(data)
+        self._last = out or self._last
         self._write(out)
 
     def _across(self, seam: _Seam, data: bytes) -> None:
@@ -340,6 +347,7 @@ class StreamExchange(_Exchange):
         out = seam.take(self._chunks.parsed(data))
         if self._sent is not None and out:
             self._sent.add(out)
+        self._last = out or self._last
         self._write(out)
         if seam.stopped:
             self._seam = None

@@ -99,8 +99,11 @@ class Lost(Exception):
 
 @dataclass(slots=True)
 class _Worker:
-    """One claimed task under way. ``media_ms`` is how far it has come. ``works`` counts what nodes were
-    sent for it; each has an id of its own, since a node answers an offer that it knows with the end it had."""
+    """One claimed task under way. ``media_ms`` is how far it has come.
+
+    ``works`` counts what nodes were sent for it. Each has an id of its own, since a node answers an offer that
+    it knows with the end it had.
+    """
 
     claim: Claim
     task: asyncio.Task[None]

@@ -101,7 +101,7 @@ class Lost(Exception):
 class _Worker:
     """One claimed task under way. ``media_ms`` is how far it has come.
 
-    ``works`` counts what nodes were sent for it. Each has an id of its own, since a node answers an offer that
+    ``works`` counts what nodes were sent for it. Each has an id of its own: a node answers an offer that
     it knows with the end it had.
     """
 

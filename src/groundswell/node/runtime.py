@@ -86,12 +86,21 @@ class NodeRuntime:
         self._attempts: dict[_Key, _Attempt] = {}
         self._errors: dict[_Key, GroundswellError] = {}
         self._drained = asyncio.Event()
+        self._an_engine_came_up = asyncio.Event()
         self._driver: Driver[Event, Effect] = Driver(agent, self._perform, Tick())
 
     def start(self) -> None:
         """Say hello and bring the engines up; returns at once."""
         self._link.listen(self._on_message, self._on_flow)
         self._driver.feed(Tick())
+
+    async def up_within(self, timeout_s: float) -> bool:
+        """Whether an engine has come up, and the gateway was told, in this time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._an_engine_came_up.wait()
+        except TimeoutError:
+            return False
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         """Take nothing new, let what runs end, say goodbye, end the engines."""
@@ -143,6 +152,7 @@ class NodeRuntime:
     def up(self, engine_id: str, info: EngineInfo) -> None:
         """A keeper found its engine ready, or changed."""
         self._driver.feed(EngineUp(engine_id, info.slots, info.capabilities))
+        self._an_engine_came_up.set()
 
     def down(self, engine_id: str, *, hung: bool) -> None:
         """A keeper lost its engine."""

@@ -22,6 +22,7 @@ from groundswell.node.runtime import EngineSpec, NodeRuntime
 from groundswell.ports import Engine, EngineInfo
 from groundswell.store.nodes import AddedEngine, AddedEngines
 
+UP_S = 10.0  # The engine has just answered one probe, and needs only to answer another.
 ADDED_FIELDS = frozenset({"url", "key", "aliases", "slots", "fingerprint"})
 
 
@@ -49,6 +50,8 @@ class Fleet:
     async def add(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Probe and add an engine by its URL, as ``POST /v1/nodes`` asks; what the probe found.
 
+        Returns when the next request can land there, or after ``UP_S`` if the engine went away meanwhile.
+
         Raises ``BadRequest`` for a wrong request, ``UpstreamError`` when the engine does not answer."""
         added = _requested(request, self._nodes, self._config)
         adapter = _adapter(added, added.url)
@@ -58,6 +61,7 @@ class Fleet:
             await adapter.close()
         await self._added.add(added)
         self._start_url(added)
+        await self._nodes[added.id].up_within(UP_S)
         return described(added.id, info)
 
     async def remove(self, node_id: str) -> None:

@@ -146,6 +146,20 @@ def test_a_stream_that_waits_uses_an_ejected_engine_once_the_last_other_is_silen
     assert desk.offered(tick_until(desk, 6.0)).node_id == "a"
 
 
+def test_a_stream_that_waits_uses_an_ejected_engine_that_starts_anew() -> None:
+    """Its failures count against it for up to two minutes, and nothing else can go on with the stream."""
+    desk = Desk("a", "c")
+    for number in range(1, 4):
+        fail(desk, "a", number)
+    desk.step(Left("a", 1))
+    offer = desk.start()
+    assert offer.node_id == "c"
+    stream(desk, "w", 1, count=2)
+    assert offers(desk.step(Left("c", 1))) == []
+    again = desk.offered(desk.report("a", generation=2))
+    assert (again.node_id, again.attempt, again.emitted_tokens) == ("a", 2, 2)
+
+
 def test_an_engine_that_cannot_go_on_with_a_stream_is_no_reason_to_wait() -> None:
     """Another model's voice is not to be had at any time; the ejected engine is."""
     desk = Desk("a", "c")

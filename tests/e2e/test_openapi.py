@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -47,6 +48,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
         yield running
 
 
+def shorten(body: dict[str, Any]) -> None:
+    """Let the text end by itself: as much as the context holds (131,072 tokens) takes half a minute."""
+    body.pop("ignore_eos", None)
+    if isinstance(body.get("min_tokens"), int):
+        body["min_tokens"] = min(int(body["min_tokens"]), 100)
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_every_answer_is_one_that_is_described(
     gateway: GatewayProcess, pytestconfig: pytest.Config, mode: GenerationMode
@@ -71,6 +79,7 @@ def test_every_answer_is_one_that_is_described(
         def ask(case: schemathesis.Case) -> None:
             if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body:
                 case.body["model"] = "m"  # Any other is not found, and its answer says little.
+                shorten(case.body)
             response = case.call(headers=gateway.headers, timeout=30)
             seen[response.status_code] += 1
             assert response.status_code < 500 or response.status_code in HONEST_5XX, response.text

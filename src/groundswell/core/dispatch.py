@@ -399,12 +399,12 @@ class Dispatcher:
             case Refusal.NO_ENGINE:
                 engine.healthy = False
                 self.router.refresh(engine)
-                self._down(engine.seats.values())
+                self._last_hope(engine.seats.values())
             case Refusal.DRAINING:
                 engine.node.draining = True
                 for one in engine.node.engines.values():
                     self.router.refresh(one)
-                    self._down(one.seats.values())
+                    self._last_hope(one.seats.values())
         entry = lease.entry
         entry.continued -= entry.sent
         self._drop(now_s, lease, effects)
@@ -586,14 +586,15 @@ class Dispatcher:
             lost += [lease for lease in leases if lease is not None]
         for engine in change.touched:
             self._slots.touch(engine)
-            if not engine.well:
-                self._down(engine.seats.values())
-        self._down(change.removed)
+            if not engine.available:
+                self._last_hope(engine.seats.values())
+        self._last_hope(change.removed)
         for lease in lost:
             self._failed(now_s, lease, Fault.LOST, effects)
 
-    def _down(self, seats: Iterable[Seat]) -> None:
-        """These take nothing any more: lost work that hoped for them looks for its last resort."""
+    def _last_hope(self, seats: Iterable[Seat]) -> None:
+        """These take nothing now, being down or ejected: lost work that fits nothing else looks for its last
+        resort. An ejected engine may be that resort, when it is there again under a new name."""
         for seat in seats:
             for kind in sorted(seat.capability.kinds):
                 pool = (kind, seat.capability.model)

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Refusal, Refused, Withdraw
 from groundswell.model.node import Capability, EngineReport, NodeReport
+from groundswell.model.value import value
 
 REPORT_EVERY_S: Final = 2.0  # The heartbeat; gateways suspect a node after three missed ones.
 BACKOFF_FIRST_S: Final = 0.5  # The second launch in a row waits this long, then doubling.
@@ -35,7 +35,7 @@ OVER_MAX: Final = 4096  # Attempts that are over and still remembered with their
 # --- events: besides these, Offer and Withdraw from a gateway and Ended from an engine (an adapter) ---
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EngineUp:
     """A probe of the engine succeeded: it is ready and can do this."""
 
@@ -44,7 +44,7 @@ class EngineUp:
     capabilities: tuple[Capability, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EngineDown:
     """The engine's process ended, or its health probes failed. ``hung``: it must be killed first."""
 
@@ -52,12 +52,12 @@ class EngineDown:
     hung: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drain:
     """Take nothing new; say when empty."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Nothing happened but time."""
 
@@ -67,21 +67,21 @@ Event = Offer | Withdraw | Ended | EngineUp | EngineDown | Drain | Tick
 # --- effects: what to do ---
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """Tell the gateway."""
 
     message: Accepted | Refused | Ended
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Begin:
     """Start this attempt on its engine."""
 
     offer: Offer
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stop:
     """Stop an attempt that runs; no frame of it may be sent after this."""
 
@@ -89,7 +89,7 @@ class Stop:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Launch:
     """Start the engine's process (again). ``kill``: end what is left of the old one first."""
 
@@ -98,14 +98,14 @@ class Launch:
     kill: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Report:
     """Send this heartbeat."""
 
     report: NodeReport
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drained:
     """Draining, and the last attempt has ended."""
 

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 
 from groundswell.core.profiles import BLOCK_TOKENS, Profile
 from groundswell.model.errors import BadRequest, Overloaded
+from groundswell.model.value import value
 
 WAITING_MAX = 65_536  # beyond it a request is refused; a real server would have run out of sockets
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepEnded:
     """One step that is over: who got a token at ``at_s``, who has all of them, who was sent back."""
 
@@ -39,7 +40,7 @@ class StepEnded:
     preempted: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Happened:
     """The steps that ended, in order, and when to come back (None: only when a request is added)."""
 
@@ -47,7 +48,7 @@ class Happened:
     wake_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Load:
     """How full the engine is."""
 
@@ -75,7 +76,7 @@ class _Sequence:
         return self.computed >= self.target
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Step:
     """A step in progress."""
 

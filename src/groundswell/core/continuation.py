@@ -15,11 +15,12 @@ No bytes and no JSON in here: facts in, values out. The gateway, which holds the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from groundswell.model.money import Usage
 from groundswell.model.node import Capability, Continuation
+from groundswell.model.value import value
 from groundswell.model.work import Kind
 
 
@@ -38,7 +39,7 @@ class Obstacle(StrEnum):
     COMPLETE = "its token budget is used up"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Request:
     """The facts of a request that decide whether its output can be continued.
 
@@ -57,7 +58,7 @@ class Request:
     min_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Progress:
     """What the client was sent: tokens, and whether a tool call or reasoning was among it."""
 
@@ -66,7 +67,7 @@ class Progress:
     reasoning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Resume:
     """Go on, with these budgets (``max_tokens`` 0: no limit)."""
 
@@ -75,14 +76,17 @@ class Resume:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NoResume:
     """Do not go on, because."""
 
     reason: Obstacle
 
 
-def obstacle(request: Request, progress: Progress = Progress()) -> Obstacle | None:
+NOTHING_SENT: Final = Progress()
+
+
+def obstacle(request: Request, progress: Progress = NOTHING_SENT) -> Obstacle | None:
     """What forbids a continuation on any engine, None for nothing. With no progress: what would forbid it.
 
     Tools that are offered but not yet called are no obstacle: a text answer may go on as text.

@@ -7,17 +7,16 @@ those from a node are events as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refused, Withdraw
 from groundswell.model.money import Price, Usage
 from groundswell.model.node import NodeReport
+from groundswell.model.value import value
 from groundswell.model.work import Work, WorkState
 
 # --- events: what happened ---
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Arrived:
     """A work was accepted by the front door. ``draw`` is 64 bits of chance that the core expands."""
 
@@ -25,21 +24,21 @@ class Arrived:
     draw: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cancelled:
     """The client went away, or asked for the work to stop."""
 
     work_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reported:
     """A node's heartbeat or hello arrived."""
 
     report: NodeReport
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Left:
     """The link knows that this generation of a node is gone: a goodbye, or its connection broke."""
 
@@ -47,12 +46,12 @@ class Left:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Nothing happened but time: the machine asked to be woken now."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Paused:
     """The front door holds this work's output back because its client is slow, or lets it flow again; silence
     of a paused stream is not a stall."""
@@ -66,7 +65,7 @@ Event = Arrived | Cancelled | Reported | Left | Accepted | Refused | Output | En
 # --- effects: what to do ---
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Send a message to a node."""
 
@@ -74,7 +73,7 @@ class Send:
     message: Offer | Withdraw
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Deliver:
     """Hand this frame's bytes to the client, now: it is the next one, of the one attempt that counts."""
 
@@ -97,7 +96,7 @@ class Reason:
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finish:
     """The work has ended. Sent exactly once for each work that arrived; ``usage`` is what is settled.
 

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from groundswell.core.profiles import Profile, profile_named
+from groundswell.model.value import value
 
 Key = tuple[str, str, str]  # node, engine, model
 Terms = tuple[float, float, float]
@@ -38,7 +39,7 @@ AHEAD = 0.65  # of the prompt tokens before us, the part that is still to do onc
 PIXELS_PER_S = 65e6  # prior: output pixels per core-second, summed over the renditions
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prediction:
     """Seconds to the first token and per further token, and tokens per second of the whole engine then."""
 

@@ -8,14 +8,14 @@ waited for is measured at the gateway, where headers and bytes are written, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from groundswell.model.money import Price, Usage, cost_nano
+from groundswell.model.value import value
 from groundswell.model.work import WorkClass, WorkState
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Target:
     """What counts as good service: seconds to the first token, and to each further one on average."""
 
@@ -32,7 +32,7 @@ TARGETS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Served:
     """One ended work, as measured.
 

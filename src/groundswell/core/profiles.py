@@ -17,12 +17,14 @@ engine's limits. The numbers and where they come from:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from groundswell.model.value import value
 
 BLOCK_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Profile:
     """One model on one kind of engine. Times in seconds, sizes in tokens.
 

@@ -22,7 +22,6 @@ engine that gets a free slot or reports.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from groundswell.core.affinity import Memory, Owners
@@ -31,6 +30,7 @@ from groundswell.core.continuation import can_continue
 from groundswell.core.estimate import Estimator
 from groundswell.core.membership import Engine, Seat
 from groundswell.model.node import Capability
+from groundswell.model.value import value
 from groundswell.model.work import Kind, Work
 
 SAMPLES: Final = 3
@@ -62,7 +62,7 @@ class Need(NamedTuple):
 PoolKey = tuple[Kind, str]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ask:
     """One decision: what is needed, how big it is, and the chance to decide with."""
 

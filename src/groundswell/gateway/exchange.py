@@ -13,7 +13,6 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +26,7 @@ from groundswell.gateway.hot import HotCycle
 from groundswell.model.errors import GroundswellError, UpstreamError
 from groundswell.model.messages import Offer, Output
 from groundswell.model.money import Usage
+from groundswell.model.value import value
 from groundswell.model.work import Kind, Work, WorkState
 from groundswell.ports import Emitted, Payload
 
@@ -59,7 +59,7 @@ class Works(Protocol):
     def resume(self, work_id: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Account:
     """Who pays for a work, beside the tenant that the brain knows, and which trace it belongs to."""
 
@@ -69,7 +69,7 @@ class Account:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Asked:
     """A parsed request: the facts that decide about continuation, and the body as an engine may see it."""
 

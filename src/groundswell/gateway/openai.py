@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from groundswell.core import continuation
@@ -22,6 +21,7 @@ from groundswell.gateway.hot import HotCycle, HotPaths
 from groundswell.gateway.pipeline import Access, Observe, Pipeline, unobserved
 from groundswell.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 from groundswell.model.errors import GroundswellError, Overloaded
+from groundswell.model.value import value
 from groundswell.model.work import Kind, Work, WorkClass
 from groundswell.ports import Exchange
 from groundswell.store.keys import Scope
@@ -45,7 +45,7 @@ class Submits(Works, Protocol):
     def submit(self, work: Work, exchange: Exchange) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Understood:
     """What a body says, before anybody is asked to serve it."""
 

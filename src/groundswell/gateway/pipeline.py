@@ -11,7 +11,6 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -31,6 +30,7 @@ from groundswell.model.errors import (
     TooLarge,
     Unauthorized,
 )
+from groundswell.model.value import value
 from groundswell.store.keys import MISS, Miss, Principal, Scope
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Keys(Protocol):
     async def find(self, token: str) -> Principal | None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Access:
     """Who may use an endpoint, and how much it reads. ``scope`` None: anyone, by declaration."""
 
@@ -73,7 +73,7 @@ def access(scope: Scope | None, body_bytes_max: int = JSON_BYTES_MAX) -> Callabl
     return declare
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Seen:
     """One answered request, for metrics and the access log. ``seconds`` runs to the last byte written."""
 

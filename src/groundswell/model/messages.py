@@ -6,10 +6,10 @@ what belongs to an attempt that it no longer holds, and what it has seen before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from groundswell.model.money import Price, Usage
+from groundswell.model.value import value
 from groundswell.model.work import Kind
 
 
@@ -31,7 +31,7 @@ class Refusal(StrEnum):
     NO_ENGINE = "no_engine"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Offer:
     """Gateway to node: run this attempt. ``emitted_tokens`` > 0 means: continue after that much output.
 
@@ -48,7 +48,7 @@ class Offer:
     price: Price = Price()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Withdraw:
     """Gateway to node: stop this attempt and forget it. Idempotent."""
 
@@ -56,7 +56,7 @@ class Withdraw:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accepted:
     """Node to gateway: the attempt has a slot and runs."""
 
@@ -64,7 +64,7 @@ class Accepted:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     """Node to gateway: the attempt was not started and never will be."""
 
@@ -73,7 +73,7 @@ class Refused:
     reason: Refusal
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Output:
     """Node to gateway: one frame of output, ``index`` 0, 1, 2, ... within its attempt.
 
@@ -88,7 +88,7 @@ class Output:
     resumable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """Node to gateway: the attempt is over after ``frames`` outputs. ``fault`` is None when it finished."""
 

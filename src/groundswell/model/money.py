@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from groundswell.model.value import value
 
 NANO_PER_DOLLAR = 1_000_000_000
 UNITS_PER_PRICE = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Price:
     """What a node asks, in nano-dollars per million units.
 
@@ -25,7 +25,7 @@ class Price:
             raise ValueError("a price is never negative")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """What one work really used. Tokens for text, output pixels and media milliseconds for video."""
 

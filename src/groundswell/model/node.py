@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from groundswell.model.money import Price
+from groundswell.model.value import value
 from groundswell.model.work import Kind
 
 
@@ -22,7 +23,7 @@ class Continuation(StrEnum):
     EXACT = "exact"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Capability:
     """One model on one engine.
 
@@ -43,7 +44,7 @@ class Capability:
     features: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EngineReport:
     """One engine on a node, as the node sees it now. ``generation`` rises each time its process restarts."""
 
@@ -55,7 +56,7 @@ class EngineReport:
     capabilities: tuple[Capability, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NodeReport:
     """The heartbeat of a node, and its hello.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from groundswell.model.value import value
 
 
 class Kind(StrEnum):
@@ -38,7 +39,7 @@ class WorkState(StrEnum):
 ENDED = frozenset({WorkState.DONE, WorkState.FAILED, WorkState.CANCELLED, WorkState.REFUSED})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Work:
     """One accepted request, as the brain sees it.
 

@@ -97,16 +97,19 @@ class Driver(Generic[EventT, EffectT]):
         """Step the machine with ``event``, now or right after the step that is in progress."""
         if self._closed:
             return
-        self._queue.append(event)
         if self._stepping:
+            self._queue.append(event)
             return
         self._stepping = True
         try:
+            self._step(event)
             while self._queue:
                 self._step(self._queue.popleft())
         finally:
             self._stepping = False
-        self._set_timer()
+        wake_s = self._machine.wake_s
+        if wake_s is not None and (self._timer is None or wake_s < self._timer_s):
+            self._set_timer(wake_s)
 
     @property
     def stepping(self) -> bool:
@@ -134,15 +137,12 @@ class Driver(Generic[EventT, EffectT]):
             except Exception:
                 _log.exception("an effect failed", extra={"effect": type(effect).__name__})
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, wake_s: float) -> None:
         """One timer, moved only to an earlier time: a tick that comes too early costs less than a new timer
         for each event, and the machine says again when it wants to be woken."""
-        wake_s = self._machine.wake_s
-        if wake_s is None or wake_s == math.inf or self._closed or self._hearing:
+        if wake_s == math.inf or self._closed or self._hearing:
             return
         if self._timer is not None:
-            if self._timer_s <= wake_s:
-                return
             self._timer.cancel()
         self._timer, self._timer_s = self._loop.call_at(wake_s, self._wake), wake_s
 

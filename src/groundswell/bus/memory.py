@@ -75,9 +75,16 @@ class MemoryGatewayLink:
         """Whether this is the end that the node id stands for now."""
         return self._nodes.get(node.node_id) is node
 
-    def receive(self, message: FromNode, data: bytes, error: GroundswellError | None) -> None:
-        if self._on_message is not None:
-            _guarded(self._on_message, message, data, error)
+    def receive(
+        self, node: MemoryNodeLink, message: FromNode, data: bytes, error: GroundswellError | None
+    ) -> None:
+        listener = self._on_message
+        if listener is None or self._nodes.get(node.node_id) is not node:
+            return
+        try:  # As ``_guarded`` does; this is the way of every token.
+            listener(message, data, error)
+        except Exception:
+            _log.exception("a listener of the link failed")
 
     def receive_report(self, report: NodeReport) -> None:
         if self._on_report is not None:
@@ -100,8 +107,7 @@ class MemoryNodeLink:
         self._on_flow: Callable[[str, int, bool], None] | None = None
 
     def send(self, message: FromNode, data: bytes = b"", error: GroundswellError | None = None) -> None:
-        if self._gateway.holds(self):
-            self._gateway.receive(message, data, error)
+        self._gateway.receive(self, message, data, error)
 
     def report(self, report: NodeReport) -> None:
         self._generation = report.generation

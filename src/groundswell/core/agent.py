@@ -143,9 +143,11 @@ class _Engine:
         )
 
     def serves(self, offer: Offer) -> bool:
-        return self.up and any(
-            offer.model == one.model and offer.kind in one.kinds for one in self.capabilities
-        )
+        if self.up:
+            for one in self.capabilities:
+                if offer.model == one.model and offer.kind in one.kinds:
+                    return True
+        return False
 
 
 class Agent:
@@ -178,15 +180,13 @@ class Agent:
         self._sequence = 0
         self._report_s = 0.0
         self._report_now = True
+        self._due_s = 0.0  # The next report or launch.
         self._said_drained = False
 
     @property
     def wake_s(self) -> float | None:
         """When the agent wants its next ``Tick``, on the clock that ``step`` is given."""
-        if self._report_now:
-            return 0.0
-        launches = [one.launch_s for one in self._engines.values() if one.launch_s is not None]
-        return min([self._report_s, *launches])
+        return 0.0 if self._report_now else self._due_s
 
     @property
     def running(self) -> int:
@@ -214,12 +214,17 @@ class Agent:
                 pass
             case _:
                 assert_never(event)
-        self._launch_due(now_s, effects)
+        looks = self._report_now or now_s >= self._due_s
+        if looks:
+            self._launch_due(now_s, effects)
         if self.draining and not self._where and not self._said_drained:
             self._said_drained = True
             effects.append(Drained())
-        if self._report_now or now_s >= self._report_s:
-            effects.append(self._report(now_s))
+        if looks:
+            if self._report_now or now_s >= self._report_s:
+                effects.append(self._report(now_s))
+            launches = [one.launch_s for one in self._engines.values() if one.launch_s is not None]
+            self._due_s = min([self._report_s, *launches])
         return effects
 
     def _offered(self, offer: Offer, effects: list[Effect]) -> None:
@@ -265,8 +270,8 @@ class Agent:
         engine = self._where.pop(key, None)
         if engine is not None:
             del engine.attempts[key]
+        self._over.pop(key, None)  # The memory is in the order of the answers.
         self._over[key] = answer
-        self._over.move_to_end(key)
         if len(self._over) > OVER_MAX:
             self._over.popitem(last=False)
         effects.append(Reply(answer))
@@ -281,6 +286,7 @@ class Agent:
         before = (engine.up, engine.slots, engine.capabilities)
         engine.up, engine.slots, engine.capabilities = True, slots, event.capabilities
         engine.launch_s = None
+        self._due_s = now_s
         self._report_now = self._report_now or before != (True, slots, event.capabilities)
 
     def _down(self, now_s: float, event: EngineDown, effects: list[Effect]) -> None:
@@ -302,6 +308,7 @@ class Agent:
         engine.up = False
         engine.generation += 1
         doubled_s = BACKOFF_FIRST_S * 2.0 ** min(engine.launches - 1, 16)
+        self._due_s = now_s
         engine.launch_s = now_s + (0.0 if engine.launches == 0 else min(doubled_s, BACKOFF_MAX_S))
 
     def _launch_due(self, now_s: float, effects: list[Effect]) -> None:

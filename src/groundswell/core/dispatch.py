@@ -382,7 +382,7 @@ class Dispatcher:
                     tpot_s if lease.tokens > 1 else 0.0,
                     lease.sequences,
                 )
-        self._paces.learn(need_of(work).pool, units, busy_s)
+        self._paces.learn(entry.need.pool, units, busy_s)
 
     def _refused(self, now_s: float, event: Refused, effects: list[Effect]) -> None:
         """Our view was old: believe the node until its next report."""

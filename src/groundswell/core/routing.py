@@ -167,13 +167,17 @@ class Pool:
     def refresh(self, seat: Seat) -> None:
         """Its engine changed: take its free slots over."""
         engine = seat.engine
-        self._weigh(self._at[seat], engine.free)
-        stands = (1, engine.slots) if engine.available else (0, 0)
+        available = engine.available
+        self.stand(seat, available, engine.slots if available else 0, engine.free)
+
+    def stand(self, seat: Seat, available: bool, slots: int, free: int) -> None:
+        """How its engine stands; without ``available`` it counts with no slots."""
+        self._weigh(self._at[seat], free)
         before = self._stood[seat]
-        if stands != before:
-            self._stood[seat] = stands
-            self.available += stands[0] - before[0]
-            self.slots += stands[1] - before[1]
+        if before != (available, slots):
+            self._stood[seat] = (available, slots)
+            self.available += available - before[0]
+            self.slots += slots - before[1]
 
     def sample(self, draw: int) -> Seat | None:
         """One seat by its share of the free slots; None when nothing is free."""
@@ -233,14 +237,19 @@ class Router:
         self.estimator = estimator or Estimator()
         self.memory = Memory()
         self.pools: dict[PoolKey, Pool] = {}
+        self._joined: dict[Seat, list[Pool]] = {}
 
     def add(self, seat: Seat) -> None:
         """A seat joins the pool of each kind that its capability does."""
+        pools = self._joined[seat] = []
         for kind in sorted(seat.capability.kinds):
-            self.pools.setdefault((kind, seat.capability.model), Pool()).add(seat)
+            pool = self.pools.setdefault((kind, seat.capability.model), Pool())
+            pools.append(pool)
+            pool.add(seat)
 
     def remove(self, seat: Seat) -> None:
         """A seat is gone; a pool without seats goes with its last one."""
+        del self._joined[seat]
         for kind in sorted(seat.capability.kinds):
             pool = self.pools[(kind, seat.capability.model)]
             pool.remove(seat)
@@ -249,9 +258,11 @@ class Router:
 
     def refresh(self, engine: Engine) -> None:
         """The engine's free slots or standing changed."""
+        available = engine.available
+        slots, free = engine.slots if available else 0, engine.free
         for seat in engine.seats.values():
-            for kind in seat.capability.kinds:
-                self.pools[(kind, seat.capability.model)].refresh(seat)
+            for pool in self._joined[seat]:
+                pool.stand(seat, available, slots, free)
 
     def pools_of(self, engine: Engine) -> list[Pool]:
         """Every pool that a seat of this engine is in."""
@@ -262,9 +273,11 @@ class Router:
         pool = self.pools.get(ask.need.pool)
         if pool is None or not pool.free:
             return []
-        depths = self.memory.depths(ask.prefix)
-        found = [one for one in self._candidates(pool, ask, depths) if self._takes(one, ask, ask.avoid)]
-        if not found:
+        alone = pool.count == 1  # Then there is nothing to draw.
+        depths = {} if alone else self.memory.depths(ask.prefix)
+        candidates = pool.scan(ask.draw) if alone else self._candidates(pool, ask, depths)
+        found = [one for one in candidates if self._takes(one, ask, ask.avoid)]
+        if not found and not alone:
             found = [one for one in pool.scan(ask.draw) if self._takes(one, ask, ask.avoid)]
         if not found and ask.avoid and not self._other(pool, ask):
             found = [one for one in pool.scan(ask.draw) if self._takes(one, ask, frozenset())]

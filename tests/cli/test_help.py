@@ -11,13 +11,14 @@ import typer.main
 from typer.testing import CliRunner
 
 from groundswell.cli import application
+from groundswell.engines.serve import ENGINES, run
 
 # What each help text must teach besides the names of its options: an example, or what will happen.
 TEACHES = {
     "": "Start with `groundswell up`",
     "up": "groundswell up --port 9000 --no-tour",
     "gateway": "logs on stderr",
-    "serve": "`serve NAME --help` lists its options",
+    "serve": "groundswell serve emulated --model story --port 9001",
     "chat": 'echo "What is a gateway?" | groundswell chat',
     "transcode": "groundswell transcode holiday.mp4 --rungs 720p,360p",
     "status": "refreshes each second until Ctrl-C",
@@ -67,6 +68,22 @@ def test_the_help_teaches(words: str) -> None:
     assert all(len(line) < 96 for line in examples), "an example is one line"
     assert "\b" not in done.output
     assert "\\b" not in done.output
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_option_of_every_engine_has_a_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Engines are started by hand too, and read their command line without the rest of it."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        run(name, ["--help"])
+    assert ended.value.code == 0
+    said, _, options = capsys.readouterr().out.partition("\noptions:\n")
+    assert re.search(r"^\w.*\.$", said, re.M), "what it is"
+    told = dict(re.findall(r"^  (?:-h, )?--(\w+)[^\n]*?(?:  +|\n {20,})(\S.*)$", options, re.M))
+    assert {"help", "host", "port", "slots"} <= set(told)
+    assert set(told) == set(re.findall(r"^  (?:-h, )?--(\w+)", options, re.M))
 
 
 @pytest.mark.parametrize("words", TEACHES)

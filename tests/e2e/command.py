@@ -38,6 +38,14 @@ def run(
     )  # fmt: skip
 
 
+def started(folder: Path, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """One command that is not waited for."""
+    return subprocess.Popen(
+        [*GROUNDSWELL, *arguments], env=environment(folder), cwd=cwd, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
 @dataclass
 class Up:
     """A running `groundswell up`; ``lines`` are what it has said so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command import run
+from command import run, started
 from gateway_process import GatewayProcess, gateway_process
 
+from groundswell.engines.serve import ENGINES
 from groundswell.engines.transcode import ffmpeg_path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -203,6 +205,21 @@ def test_a_file_that_is_no_video_is_refused_in_words(groundswell: Commands, tmp_
     assert "360p" in groundswell("transcode", str(text), "--rungs", "9000p").stderr
 
 
+def test_an_interrupted_wait_says_how_to_go_on(groundswell: Commands, tmp_path: Path) -> None:
+    """Ctrl-C ends the waiting, not the job; whoever pressed it wants to know that."""
+    long = video(tmp_path / "slow.mp4", "1280x720", 30)
+    with started(groundswell.folder, "transcode", str(long), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        job_id = process.stdout.readline().split()[1]
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"groundswell jobs fetch {job_id}" in said
+    assert errors.strip() == ""
+    assert json.loads(groundswell.good("jobs", "show", job_id))["status"] in ("queued", "running")
+    groundswell.good("jobs", "cancel", job_id)
+
+
 # --- nodes and state ---
 
 
@@ -237,6 +254,7 @@ def test_the_doctor_finds_a_healthy_gateway_well(groundswell: Commands) -> None:
     assert len(lines) >= 10
     assert all(line.startswith("ok  ") for line in lines), lines
     assert any("2 nodes, all engines healthy" in line for line in lines)
+    assert f"ok    a gateway answers at {groundswell.gateway.url}" in lines, "on the port that it runs on"
 
 
 def test_the_doctor_says_how_to_mend_what_is_broken(groundswell: Commands, tmp_path: Path) -> None:
@@ -256,6 +274,19 @@ def test_the_doctor_says_how_to_mend_what_is_broken(groundswell: Commands, tmp_p
     done = run(folder, "doctor")
     assert done.returncode == 1
     assert f"chmod 600 {folder}/profile.json" in done.stdout
+
+
+def test_the_doctor_looks_at_the_port_that_up_would_take(tmp_path: Path) -> None:
+    """Before the first start, the commonest trouble is another program on the port."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run(tmp_path, "doctor", env={"GROUNDSWELL_GATEWAY_PORT": str(port)})
+        assert done.returncode == 1
+        assert f"port {port} is taken" in done.stdout
+        assert "groundswell up --port" in done.stdout
+    done = run(tmp_path, "doctor", env={"GROUNDSWELL_GATEWAY_PORT": str(port)})
+    assert f"port {port} is free" in done.stdout
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_profile_is_for_its_owner_only(groundswell: Commands) -> None:
@@ -327,6 +358,18 @@ def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
     assert "status" in done.stderr
     assert run(tmp_path, "serve", "nonesuch").returncode == 2
     assert run(tmp_path, "chat", "--nonesuch").returncode == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_on_a_taken_port_says_so(tmp_path: Path, engine: str) -> None:
+    """Whoever starts engines by hand picks ports by hand."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run(tmp_path, "serve", engine, "--port", port)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Port {port} of 127.0.0.1 cannot be had (Address already in use). Choose another with --port.\n"
+    )
 
 
 def test_help_needs_no_working_settings(tmp_path: Path) -> None:

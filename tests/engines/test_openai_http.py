@@ -246,7 +246,7 @@ async def test_aliases_rename_models_and_a_missing_one_is_said() -> None:
         ]
         assert info.slots == 3
         async with engine_at(server.url, aliases={"chat": "Qwem"}) as engine:
-            with pytest.raises(UpstreamError, match="has no model Qwem"):
+            with pytest.raises(UpstreamError, match="has no model 'Qwem"):
                 await engine.probe()
 
 

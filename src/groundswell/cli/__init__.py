@@ -26,6 +26,7 @@ def application() -> typer.Typer:
     app = typer.Typer(
         help=HELP,
         callback=_options,
+        context_settings={"help_option_names": ["-h", "--help"]},
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -162,14 +163,27 @@ def check_profile() -> Finding:
 
 
 def check_port() -> Finding:
+    """The port of the gateway that runs, whichever it was given; else the one that `up` would take."""
     try:
-        gateway = settings.config.gateway
+        config = settings.config
     except GroundswellError:
         return Finding("port: unknown until the settings are mended")
-    with socket.socket() as probe:
+    with contextlib.suppress(GroundswellError):  # None is known, or it does not answer.
+        client = Client(need_profile(config.folder))
+        try:
+            client.call("GET", "/healthz")
+        finally:
+            client.close()
+        return Finding(f"a gateway answers at {client.base_url}")
+    host, port = config.gateway.host, config.gateway.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.settimeout(1.0)
-        taken = probe.connect_ex(("127.0.0.1", gateway.port)) == 0
-    return Finding(f"port {gateway.port} is {'in use (by the gateway, if one runs)' if taken else 'free'}")
+        try:
+            taken = port and probe.connect_ex((host, port)) == 0
+        except OSError as error:
+            return Finding(f"gateway.host {host}", f"It is no address of this machine ({error.strerror}).")
+    mend = "Something else listens there. Start the gateway on another port: groundswell up --port 9000."
+    return Finding(f"port {port} is taken", mend) if taken else Finding(f"port {port} is free")
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (

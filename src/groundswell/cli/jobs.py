@@ -51,11 +51,15 @@ def register(app: typer.Typer) -> None:
         """
         client = Client(need_profile(settings.config.folder))
         job = submit(client, file, rungs)
-        say(f"job {job['id']}")
-        if not wait:
-            return
-        follow(client, job["id"])
-        fetch_files(client, job["id"], output or file.with_suffix(".hls"))
+        try:
+            say(f"job {job['id']}")
+            if not wait:
+                return
+            follow(client, job["id"])
+            fetch_files(client, job["id"], output or file.with_suffix(".hls"))
+        except KeyboardInterrupt:
+            say(f"\nThe job goes on; `groundswell jobs fetch {job['id']}` waits for it again.")
+            raise
 
     @jobs.command("list")
     def list_(limit: Annotated[int, typer.Option(help="So many at most.", min=1, max=100)] = 20) -> None:

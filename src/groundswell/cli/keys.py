@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
     def create(
         name: Annotated[str, typer.Argument(help="What the key is for; shown in lists.")],
         scope: Annotated[
-            list[str] | None, typer.Option(help="inference, video or admin; may be given more than once.")
+            list[str] | None,
+            typer.Option(help="inference, video or admin; may be repeated. Without it: inference and video."),
         ] = None,
         tenant: Annotated[str, typer.Option(help="Whose usage it counts as.")] = "default",
         expires: Annotated[

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         key: KEY = None,
         alias: ALIAS = None,
         slots: Annotated[
-            int | None, typer.Option(help="Requests at once; default: what it says, or 8.")
+            int | None, typer.Option(help="Requests at once; default: what it says, or 8.", min=1)
         ] = None,
         fingerprint: Annotated[
             str | None, typer.Option(help="Engines with the same fingerprint continue each other's streams.")

@@ -12,7 +12,7 @@ from groundswell.model.errors import NotFound, Unprocessable
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """``base_url`` has no path (``http://127.0.0.1:8080``); ``api_key`` is a key with every scope."""
+    """``base_url`` has no path (``http://127.0.0.1:8787``); ``api_key`` is a key with every scope."""
 
     base_url: str
     api_key: str

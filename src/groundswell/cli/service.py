@@ -71,7 +71,11 @@ def register(app: typer.Typer) -> None:
 
     @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def serve(context: typer.Context, name: Annotated[str, typer.Argument(help=", ".join(ENGINES))]) -> None:
-        """Run one local engine in the foreground, as nodes do; `serve NAME --help` lists its options."""
+        """Run one local engine in the foreground, as nodes do; `serve NAME --help` lists its options.
+
+        \b
+          groundswell serve emulated --model story --port 9001
+        """
         # `serve` with a known name never comes here: __main__ starts the engine without the command line.
         raise typer.BadParameter(f"{name} is no engine; there are {', '.join(ENGINES)}.", ctx=context)
 

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def status(
         once: Annotated[
-            bool, typer.Option(help="Print one picture and end; so on a pipe in any case.")
+            bool, typer.Option("--once", help="Print one picture and end; so on a pipe in any case.")
         ] = False,
     ) -> None:
         """Show nodes, engines and load; refreshes each second until Ctrl-C."""

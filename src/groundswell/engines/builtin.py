@@ -16,7 +16,6 @@ One thread computes; each open stream queues for it one token at a time, so that
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from groundswell.engines.openai_app import GenerateRequest, OpenAIApp, Piece, Prompt, TokenLogprob
-from groundswell.engines.server import serve
+from groundswell.engines.server import command_line, serve
 from groundswell.model.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -299,12 +298,7 @@ def _check(folder: Path, hashes: dict[str, str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the model until told to stop; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="groundswell serve builtin", description="The built-in language model."
-    )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--slots", type=int, default=SLOTS, help="streams at once; others wait")
+    parser = command_line("builtin", "The built-in language model.", SLOTS, "streams at once; others wait")
     args = parser.parse_args(argv)
     return serve(OpenAIApp(BuiltinModel(slots=max(1, args.slots))), args.host, args.port)
 

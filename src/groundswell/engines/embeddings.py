@@ -11,7 +11,6 @@ The process answers ``/health`` at once, 503 until the weights are read and chec
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import hashlib
@@ -28,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundswell.engines.server import App, Request, serve
+from groundswell.engines.server import App, Request, command_line, serve
 from groundswell.model.errors import BadRequest, GroundswellError, NotFound, Overloaded, UpstreamError
 
 if TYPE_CHECKING:
@@ -315,12 +314,7 @@ def model_folder() -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve embeddings until told to stop; the exit status, 1 if the model is not installed."""
-    parser = argparse.ArgumentParser(
-        prog="groundswell serve embeddings", description="Embeddings on the CPU."
-    )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--slots", type=int, default=SLOTS, help="requests at once; others wait")
+    parser = command_line("embeddings", "Embeddings on the CPU.", SLOTS, "requests at once; others wait")
     args = parser.parse_args(argv)
     try:
         folder = model_folder()

@@ -20,7 +20,6 @@ Faults come on demand: ``POST /faults {"kind", "after_tokens", "streams", "facto
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import math
@@ -39,7 +38,7 @@ from groundswell.engines.openai_app import (
     Prompt,
     TokenLogprob,
 )
-from groundswell.engines.server import Cut, Request, serve
+from groundswell.engines.server import Cut, Request, command_line, serve
 from groundswell.model.errors import BadRequest, GroundswellError, NotFound, UpstreamError
 
 OUTPUT_TOKENS_MEAN = 200  # a text ends by itself with this chance, one in so many, at each token
@@ -358,15 +357,16 @@ def serve_emulated(options: EmulatedOptions) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m groundswell.engines.emulated``: the same as ``groundswell serve emulated``."""
-    parser = argparse.ArgumentParser(
-        prog="groundswell serve emulated", description=(__doc__ or "").partition("\n")[0]
-    )
+    about = (__doc__ or "").partition("\n")[0]
+    parser = command_line("emulated", about, 0, "requests at once; 0: as many as the profile has")
     parser.add_argument("--model", default="emulated", help="the name that it goes by")
-    parser.add_argument("--profile", default="h100-8b", choices=sorted(PROFILES))
-    parser.add_argument("--speed", type=float, default=1.0)
-    parser.add_argument("--slots", type=int, default=0)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument(
+        "--profile",
+        default="h100-8b",
+        choices=sorted(PROFILES),
+        help="the GPU and model that it behaves like",
+    )
+    parser.add_argument("--speed", type=float, default=1.0, help="times faster than the real one")
     try:
         return serve_emulated(EmulatedOptions(**vars(parser.parse_args(arguments))))
     except GroundswellError as error:

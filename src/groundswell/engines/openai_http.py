@@ -77,7 +77,7 @@ class OpenAIHttpEngine:
         if api_key:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
         self._settings = ProbeSettings(aliases or {}, price or Price(), slots or 0, profile, fingerprint)
-        self._server = Server(self._client, self._origin, self._path, self._headers)
+        self._server = Server(self._client, self._origin, self._path, self._headers, bool(api_key))
         self._models: list[dict[str, Any]] | None = None
         self._loaded: dict[str, int] = {}
         self._info = EngineInfo(0, ())

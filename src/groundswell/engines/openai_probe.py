@@ -57,11 +57,17 @@ class ProbeSettings:
 
 
 class Server:
-    """Asks one server questions. ``headers`` carry its key."""
+    """Asks one server questions. ``headers`` carry its key, if it ``has_key``."""
 
     def __init__(
-        self, client: HttpClient, origin: Origin, path: str, headers: tuple[tuple[str, str], ...]
+        self,
+        client: HttpClient,
+        origin: Origin,
+        path: str,
+        headers: tuple[tuple[str, str], ...],
+        has_key: bool = False,
     ) -> None:
+        self.has_key = has_key
         self._client = client
         self._origin = origin
         self._path = path
@@ -80,7 +86,9 @@ class Server:
                 headers=headers, body=data, timeout_s=timeout_s,
             )  # fmt: skip
         except HttpError as error:
-            raise UpstreamError(f"the engine does not answer: {error}") from error
+            raise UpstreamError(
+                f"No engine answers at {self.address} ({error}). Is it running, and reachable from here?"
+            ) from error
         try:
             return response.status, msgspec.json.decode(response.body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -101,14 +109,18 @@ async def models_of(server: Server) -> list[dict[str, Any]]:
     Raises ``UpstreamError`` when it does not answer, does not let us in, or is no such server."""
     status, answer = await server.ask("/v1/models")
     if status in (401, 403):
-        raise UpstreamError("the engine does not accept its key")
+        if not server.has_key:
+            raise UpstreamError(f"The engine at {server.address} wants an API key: give it with --key.")
+        raise UpstreamError(f"The engine at {server.address} does not accept its key.")
     if status == 503:
-        raise UpstreamError("the engine is not ready")
+        raise UpstreamError(f"The engine at {server.address} is not ready yet. Try again in a moment.")
     listed = answer.get("data") if isinstance(answer, dict) else None
     if listed is None and isinstance(answer, dict) and answer.get("object") == "list":
         listed = []  # How Ollama says that it has none yet.
     if status != 200 or not isinstance(listed, list):
-        raise UpstreamError(f"no OpenAI-compatible server: /v1/models answers {status}")
+        raise UpstreamError(
+            f"There is no OpenAI-compatible server at {server.address}: /v1/models answers {status}."
+        )
     models = [one for one in listed[:MODELS_MAX] if isinstance(one, dict) and isinstance(one.get("id"), str)]
     return [
         {name: value for name, value in one.items() if name not in ("created", "permission")}
@@ -147,7 +159,7 @@ async def inspect(server: Server, models: list[dict[str, Any]], settings: ProbeS
     ]
     missing = set(settings.aliases.values()) - {name for one in found for name in (one.id, one.also)}
     if missing:
-        raise UpstreamError(f"the engine has no model {sorted(missing)[0]}")
+        raise UpstreamError(f"The engine has no model {sorted(missing)[0]!r}. It has: {_some(found)}.")
     return EngineInfo(slots, tuple(sorted(capabilities, key=lambda one: one.model)), flavour)
 
 
@@ -316,6 +328,12 @@ def _public(found: _Found, settings: ProbeSettings) -> list[str]:
     """The public names of an engine's model."""
     aliases = sorted(name for name, target in settings.aliases.items() if target in (found.id, found.also))
     return aliases or [name for name in (found.id, found.also) if name]
+
+
+def _some(found: list[_Found]) -> str:
+    """The engine's own names of its models, as far as a sentence takes them."""
+    names = ", ".join(one.id for one in found[:10])
+    return names + (", …" if len(found) > 10 else "")
 
 
 def _guess(model: str) -> frozenset[Kind]:

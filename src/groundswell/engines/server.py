@@ -8,6 +8,7 @@ the handler is cancelled at once, whether it waits, computes or writes.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ctypes
 import json
@@ -164,10 +165,24 @@ def error_body(error: GroundswellError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
+def command_line(name: str, about: str, slots: int, slots_help: str) -> argparse.ArgumentParser:
+    """What every engine can be told on its command line; an engine with more to tell adds it."""
+    parser = argparse.ArgumentParser(
+        prog=f"groundswell serve {name}",
+        description=about,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--slots", type=int, default=slots, help=slots_help)
+    return parser
+
+
 def serve(app: App, host: str = "127.0.0.1", port: int = 0) -> int:
     """Serve until SIGTERM, SIGINT or the death of the parent; return the exit status.
 
-    Prints one line, ``listening HOST:PORT``, when it can be asked; port 0 takes a free one. An engine belongs
+    Prints one line, ``listening HOST:PORT``, when it can be asked; port 0 takes a free one. The status is 1,
+    with a sentence on standard error, when the address cannot be had. An engine belongs
     to the process that started it (``GROUNDSWELL_PARENT_PID``, else whoever is the parent now): when that is
     killed, the engine ends too, so that nothing is left over.
     """
@@ -184,7 +199,13 @@ def serve(app: App, host: str = "127.0.0.1", port: int = 0) -> int:
     if os.getppid() != parent:
         return 0  # it died while we were starting
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=1024)
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        # Python adds the address to the system's words; it is in ours already.
+        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        print(f"Port {port} of {host} cannot be had ({why}). Choose another with --port.", file=sys.stderr)
+        return 1
     config = uvicorn.Config(
         app, lifespan="off", ws="none", access_log=False, log_level="critical", server_header=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=DRAIN_S,

@@ -11,7 +11,6 @@ The adapter counts pixels in the files that come back, never in what the engine 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -249,13 +248,11 @@ def own_folder(parent: Path) -> Iterator[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``groundswell serve transcode --port 0 --slots N``; threads default to what fits the cores."""
-    parser = argparse.ArgumentParser(prog="groundswell serve transcode")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--ffmpeg", default="", help="path of ffmpeg; default: the packaged one")
+    """Transcode segments until told to stop; the exit status."""
+    about = "Segments of video through ffmpeg."
+    parser = server.command_line("transcode", about, 1, "segments at once; others are refused")
+    parser.add_argument("--threads", type=int, default=0, help="of each encoder; 0: what fits the cores")
+    parser.add_argument("--ffmpeg", default="", help="path of ffmpeg; empty: the one of the package")
     options = parser.parse_args(argv)
     if options.ffmpeg:
         os.environ[FFMPEG_VARIABLE] = options.ffmpeg

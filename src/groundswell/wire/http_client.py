@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from collections import deque
 from collections.abc import Sequence
@@ -272,8 +273,8 @@ class HttpClient:
                 )
         except TimeoutError:
             raise ConnectError(f"no connection within {self._connect_timeout_s:g} s") from None
-        except (OSError, ssl.SSLError) as error:
-            raise ConnectError(str(error) or type(error).__name__) from error
+        except OSError as error:  # ssl.SSLError is one.
+            raise ConnectError(_why(error)) from error
         finally:
             self._opening -= 1
         return connection
@@ -527,6 +528,13 @@ class _Collector:
     def on_error(self, error: HttpError) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+
+
+def _why(error: OSError) -> str:
+    """In words, for operators: the system's own where it gave a number, and no Python around them."""
+    if isinstance(error, ssl.SSLError) or error.errno is None or error.errno <= 0:
+        return error.strerror or str(error) or type(error).__name__
+    return os.strerror(error.errno)
 
 
 def _encode(

@@ -6,7 +6,7 @@ import pytest
 from fleet import MODEL, report
 
 from groundswell.core import affinity
-from groundswell.core.affinity import Memory, Owners
+from groundswell.core.affinity import TURN_S, Memory, Owners
 from groundswell.core.chance import mix
 from groundswell.core.membership import Members, Seat
 from groundswell.core.timers import Timers
@@ -21,6 +21,11 @@ def seats(count: int) -> list[Seat]:
         found += change.added
     assert all(one.capability is MODEL for one in found)
     return found
+
+
+def known(memory: Memory, seat: Seat, blocks: range) -> list[int]:
+    """Those of the blocks that the seat was sent and the memory still has."""
+    return [block for block in blocks if memory.depths((block,)) == {seat: 1}]
 
 
 def test_all_gateways_name_the_same_owner() -> None:
@@ -72,21 +77,35 @@ def test_the_memory_tells_how_deep_a_prompt_is_cached() -> None:
     """Who was sent block i was sent all before it; behind the first unknown block nothing is known."""
     memory = Memory()
     one, two = seats(2)
-    memory.sent((1, 2, 3), one)
-    memory.sent((1, 2), two)
+    memory.sent(0.0, (1, 2, 3), one)
+    memory.sent(1.0, (1, 2), two)
     assert memory.depths((1, 2, 3, 4)) == {two: 2, one: 3}
     assert memory.depths((9, 1)) == {}
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks that were used least recently go first, and a long prompt is remembered in part."""
-    monkeypatch.setattr(affinity, "MEMORY_MAX", 3)
+    """The blocks that were sent last stay, and a long prompt is remembered in part."""
+    monkeypatch.setattr(affinity, "MEMORY_MAX", 6)
     memory = Memory()
     (seat,) = seats(1)
-    memory.sent((1, 2), seat)
-    memory.sent((3, 1, 4), seat)
-    assert memory.depths((2,)) == {}
-    assert [memory.depths((block,)) for block in (3, 1, 4)] == [{seat: 1}] * 3
+    memory.sent(0.0, (1, 2), seat)
+    memory.sent(0.0, (3,), seat)
+    assert known(memory, seat, range(10)) == [1, 2, 3]
+    memory.sent(0.0, (4, 1), seat)
+    assert known(memory, seat, range(10)) == [1, 2, 3, 4]
+    memory.sent(0.0, (5, 6, 7), seat)
+    assert known(memory, seat, range(10)) == [1, 4, 5, 6, 7]
     monkeypatch.setattr(affinity, "MEMORY_MAX", 1000)
-    memory.sent(tuple(range(100, 200)), seat)
+    memory.sent(0.0, tuple(range(100, 200)), seat)
     assert memory.depths(tuple(range(100, 200))) == {seat: affinity.BLOCKS_MAX}
+
+
+def test_what_nobody_asks_for_is_forgotten_in_time() -> None:
+    """What is remembered must follow the load: at a few requests a second it would grow for hours."""
+    memory, sent = Memory(), range(0, 10 * int(TURN_S), 10)
+    (seat,) = seats(1)
+    for now_s in sent:
+        memory.sent(100.0 + now_s, (1, 1000 + now_s), seat)
+    left = known(memory, seat, range(1, 1000 + sent.stop))
+    assert left[0] == 1, "it was asked for all the time"
+    assert left[1:] == [1000 + now_s for now_s in sent if now_s >= 8 * TURN_S]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from groundswell.core.agent import (
     OVER_MAX,
+    OVER_S,
     Agent,
     Begin,
     Drain,
@@ -158,6 +159,19 @@ def test_the_memory_of_what_is_over_is_bounded() -> None:
         agent.step(1.0, Withdraw(f"w{number}", 1))
     assert agent.step(1.0, offer("w1")) == [cancelled("w1")]
     assert agent.step(1.0, offer("w0"))[0] == Reply(Accepted("w0", 1)), "the oldest is forgotten"
+
+
+def test_what_has_been_over_for_a_minute_is_forgotten() -> None:
+    """What a node remembers must follow its load, not its age: it would grow for an hour."""
+    agent = ready()
+    agent.step(1.0, Withdraw("w1", 1))
+    agent.step(2.0, Withdraw("w2", 1))
+    agent.step(4.0, Withdraw("w1", 1))
+    agent.step(2.0 + OVER_S, Tick())
+    assert agent.step(3.0 + OVER_S, offer("w2")) == [cancelled("w2")], "not before its time"
+    agent.step(4.0 + OVER_S, Tick())
+    assert agent.step(4.0 + OVER_S, offer("w1")) == [cancelled("w1")], "it was told again later"
+    assert agent.step(4.0 + OVER_S, offer("w2"))[0] == Reply(Accepted("w2", 1))
 
 
 @pytest.mark.parametrize(("hung", "fault"), [(False, Fault.LOST), (True, Fault.STALLED)])

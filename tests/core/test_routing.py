@@ -263,7 +263,7 @@ def test_a_prompt_goes_back_to_where_its_beginning_is_cached() -> None:
         town.add(node_id, slots=8)
     prefix = tuple(mix(number) for number in range(20))
     seat = town.members.nodes["d"].engines["e"].seats["m"]
-    town.router.memory.sent(prefix, seat)
+    town.router.memory.sent(0.0, prefix, seat)
     ask = Ask(NEED, 4000, 100, 0, prefix, 1)
     assert all(town.router.rank(replace(ask, draw=draw))[0] is seat for draw in range(20))
     seat.engine.backlog = 10**9

@@ -232,9 +232,9 @@ def slot_overcommit(patch: pytest.MonkeyPatch) -> None:
 
 @_bug("an agent forgets a withdrawal that overtook its offer", "begins once")
 def overtaken_withdrawal(patch: pytest.MonkeyPatch) -> None:
-    def withdrawn(original: Any, self: Agent, message: Any, effects: Any) -> None:
+    def withdrawn(original: Any, self: Agent, now_s: float, message: Any, effects: Any) -> None:
         known = (message.work_id, message.attempt) in self._where
-        original(self, message, effects)
+        original(self, now_s, message, effects)
         if not known:
             self._over.pop((message.work_id, message.attempt), None)
 
@@ -252,8 +252,8 @@ def offer_twice(patch: pytest.MonkeyPatch) -> None:
 
 @_bug("an agent frees the slot and lets the engine run on", "slots", "strays stop")
 def never_stopped(patch: pytest.MonkeyPatch) -> None:
-    def withdrawn(original: Any, self: Agent, message: Any, effects: Any) -> None:
-        original(self, message, effects)
+    def withdrawn(original: Any, self: Agent, now_s: float, message: Any, effects: Any) -> None:
+        original(self, now_s, message, effects)
         effects[:] = [one for one in effects if type(one).__name__ != "Stop"]
 
     _wrap(patch, Agent, "_withdrawn", withdrawn)

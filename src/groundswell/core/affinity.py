@@ -5,13 +5,13 @@ Ravishankar, 1998) of the block over a pool's seats, so that all gateways agree 
 and a seat that leaves moves only what it owned. Hashing over every seat at each decision would grow with
 the fleet, so blocks fall into 512 buckets and each bucket's owner is computed once and kept until the seats
 change. What we *sent* is remembered: the last seat of each block, within bounds; from it comes how much of
-a prompt a seat need not compute again.
+a prompt a seat need not compute again. It is remembered in two generations: a turn, after a time or when the
+younger one is full, drops the older one whole. So it follows the load and not the age of the process, and a
+block that is sent costs one assignment.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Final
 
 from groundswell.core.chance import mix
@@ -19,7 +19,8 @@ from groundswell.core.membership import Seat
 
 BUCKETS: Final = 512
 BLOCKS_MAX: Final = 32  # Leading blocks of a prompt that are remembered: 2,048 tokens in blocks of 64.
-MEMORY_MAX: Final = 65_536
+MEMORY_MAX: Final = 65_536  # Blocks, in two generations; 7 MB.
+TURN_S: Final = 600.0  # Caches of engines and hosted services keep what nobody asks for about as long.
 
 
 class Owners:
@@ -59,27 +60,29 @@ class Owners:
 
 
 class Memory:
-    """The last seat that each block was sent to."""
+    """The last seat that each block was sent to in the last one to two times ``TURN_S``."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_before", "_now", "_turn_s")
 
     def __init__(self) -> None:
-        self._last: OrderedDict[int, Seat] = OrderedDict()
+        self._now: dict[int, Seat] = {}
+        self._before: dict[int, Seat] = {}
+        self._turn_s = 0.0
 
-    def sent(self, prefix: Iterable[int], seat: Seat) -> None:
+    def sent(self, now_s: float, prefix: tuple[int, ...], seat: Seat) -> None:
         """A work with this prefix goes to this seat."""
-        last = self._last
-        for block in list(prefix)[:BLOCKS_MAX]:
-            last[block] = seat
-            last.move_to_end(block)
-        while len(last) > MEMORY_MAX:
-            last.popitem(last=False)
+        blocks = prefix[:BLOCKS_MAX]
+        if now_s >= self._turn_s or len(self._now) + len(blocks) > MEMORY_MAX // 2:
+            self._before, self._now = self._now, {}
+            self._turn_s = now_s + TURN_S
+        for block in blocks:
+            self._now[block] = seat
 
     def depths(self, prefix: tuple[int, ...]) -> dict[Seat, int]:
         """How many leading blocks each seat has probably cached: one sent block i was sent those before."""
         depths: dict[Seat, int] = {}
         for index, block in enumerate(prefix[:BLOCKS_MAX], start=1):
-            seat = self._last.get(block)
+            seat = self._now.get(block) or self._before.get(block)
             if seat is None:
                 break
             depths[seat] = index

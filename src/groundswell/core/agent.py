@@ -7,7 +7,8 @@ An attempt is known by (work id, attempt number) and is in one of three places: 
 or *over*. What is over stays remembered for a while together with the answer that was given, because links
 repeat and reorder: a second copy of an offer gets the first answer again instead of a second run, and a
 withdrawal that overtakes its offer wins, since it makes the attempt over before it began. The memory is
-bounded; an offer older than the last 4,096 attempts is the gateway's to withdraw when a report shows it.
+bounded in time and number, so that it follows the load and not the age of the node; an offer that comes after
+its attempt was forgotten is the gateway's to withdraw when a report shows it.
 
 An engine is down, starting or up. Going down ends its attempts as lost and raises its generation, which tells
 gateways that what ran before is gone even when the messages about it were not heard. It is launched again at
@@ -31,6 +32,7 @@ BACKOFF_FIRST_S: Final = 0.5  # The second launch in a row waits this long, then
 BACKOFF_MAX_S: Final = 30.0
 STABLE_S: Final = 60.0  # An engine that was up this long starts over with a launch at once.
 OVER_MAX: Final = 4096  # Attempts that are over and still remembered with their answer.
+OVER_S: Final = 60.0  # For so long: an offer is given up after 2 s, and no link holds a copy much longer.
 
 # --- events: besides these, Offer and Withdraw from a gateway and Ended from an engine (an adapter) ---
 
@@ -176,7 +178,7 @@ class Agent:
         self.draining = False
         self._engines = {engine_id: _Engine(engine_id, slots) for engine_id, slots in engines.items()}
         self._where: dict[tuple[str, int], _Engine] = {}
-        self._over: OrderedDict[tuple[str, int], Ended | Refused] = OrderedDict()
+        self._over: OrderedDict[tuple[str, int], tuple[float, Ended | Refused]] = OrderedDict()
         self._sequence = 0
         self._report_s = 0.0
         self._report_now = True
@@ -198,11 +200,11 @@ class Agent:
         effects: list[Effect] = []
         match event:
             case Offer():
-                self._offered(event, effects)
+                self._offered(now_s, event, effects)
             case Withdraw():
-                self._withdrawn(event, effects)
+                self._withdrawn(now_s, event, effects)
             case Ended():
-                self._ended(event, effects)
+                self._ended(now_s, event, effects)
             case EngineUp():
                 self._up(now_s, event)
             case EngineDown():
@@ -227,51 +229,54 @@ class Agent:
             self._due_s = min([self._report_s, *launches])
         return effects
 
-    def _offered(self, offer: Offer, effects: list[Effect]) -> None:
+    def _offered(self, now_s: float, offer: Offer, effects: list[Effect]) -> None:
         key = (offer.work_id, offer.attempt)
         over = self._over.get(key)
         if over is not None:
-            effects.append(Reply(over))
+            effects.append(Reply(over[1]))
             return
         if key in self._where:
             effects.append(Reply(Accepted(*key)))
             return
         engine = self._engines.get(offer.engine_id)
         if self.draining:
-            self._finish(key, Refused(*key, Refusal.DRAINING), effects)
+            self._finish(now_s, key, Refused(*key, Refusal.DRAINING), effects)
         elif engine is None or not engine.serves(offer):
-            self._finish(key, Refused(*key, Refusal.NO_ENGINE), effects)
+            self._finish(now_s, key, Refused(*key, Refusal.NO_ENGINE), effects)
         elif len(engine.attempts) >= engine.slots:
-            self._finish(key, Refused(*key, Refusal.FULL), effects)
+            self._finish(now_s, key, Refused(*key, Refusal.FULL), effects)
         else:
             engine.attempts[key] = None
             self._where[key] = engine
             effects += [Reply(Accepted(*key)), Begin(offer)]
 
-    def _withdrawn(self, withdraw: Withdraw, effects: list[Effect]) -> None:
+    def _withdrawn(self, now_s: float, withdraw: Withdraw, effects: list[Effect]) -> None:
         """Stop it, or make sure that it never starts; either way say that it holds no slot here."""
         key = (withdraw.work_id, withdraw.attempt)
         if key in self._where:
             effects.append(Stop(*key))
         over = self._over.get(key)
-        self._finish(key, over or Ended(*key, frames=0, fault=Fault.CANCELLED), effects)
+        answer = over[1] if over is not None else Ended(*key, frames=0, fault=Fault.CANCELLED)
+        self._finish(now_s, key, answer, effects)
 
-    def _ended(self, ended: Ended, effects: list[Effect]) -> None:
+    def _ended(self, now_s: float, ended: Ended, effects: list[Effect]) -> None:
         key = (ended.work_id, ended.attempt)
         engine = self._where.get(key)
         if engine is None:
             return  # It was withdrawn or lost before, and that was said.
         if ended.fault is None:
             engine.launches = 0  # What has done a work is in no crash loop: when it dies, it starts at once.
-        self._finish(key, ended, effects)
+        self._finish(now_s, key, ended, effects)
 
-    def _finish(self, key: tuple[str, int], answer: Ended | Refused, effects: list[Effect]) -> None:
+    def _finish(
+        self, now_s: float, key: tuple[str, int], answer: Ended | Refused, effects: list[Effect]
+    ) -> None:
         """Free the slot, remember the answer, and give it."""
         engine = self._where.pop(key, None)
         if engine is not None:
             del engine.attempts[key]
         self._over.pop(key, None)  # The memory is in the order of the answers.
-        self._over[key] = answer
+        self._over[key] = (now_s, answer)
         if len(self._over) > OVER_MAX:
             self._over.popitem(last=False)
         effects.append(Reply(answer))
@@ -301,7 +306,9 @@ class Agent:
         fault = Fault.STALLED if event.hung else Fault.LOST
         for key in list(engine.attempts):
             effects.append(Stop(*key))
-            self._finish(key, Ended(*key, frames=0, fault=fault, detail="the engine went down"), effects)
+            self._finish(
+                now_s, key, Ended(*key, frames=0, fault=fault, detail="the engine went down"), effects
+            )
         if engine.up and now_s - engine.up_since_s >= STABLE_S:
             engine.launches = 0
         self._report_now = self._report_now or engine.up
@@ -320,7 +327,14 @@ class Agent:
                 engine.launch_s = None
                 engine.kill = False
 
+    def _forget(self, now_s: float) -> None:
+        """Drop what has been over for long."""
+        over = self._over
+        while over and next(iter(over.values()))[0] < now_s - OVER_S:
+            over.popitem(last=False)
+
     def _report(self, now_s: float) -> Report:
+        self._forget(now_s)
         self._sequence += 1
         self._report_s = now_s + REPORT_EVERY_S
         self._report_now = False

@@ -263,7 +263,7 @@ class Dispatcher:
         else:
             lease.load(ask.prompt_tokens, ask.prompt_tokens + ask.output_tokens)
         self._timers.set(lease, now_s + ACCEPT_S)
-        self.router.memory.sent(work.prefix, seat)
+        self.router.memory.sent(now_s, work.prefix, seat)
         offer = Offer(
             work.id,
             lease.attempt,

@@ -22,6 +22,7 @@ except ImportError:  # There is none for this Python; hypothesis goes on alone.
     atheris = None
 
 with atheris.instrument_imports(include=["groundswell"]) if atheris else contextlib.nullcontext():
+    from groundswell.bus import records
     from groundswell.core.dispatch import Finish
     from groundswell.engines import openai_http
     from groundswell.gateway import chunks, exchange, openai, prescan
@@ -233,11 +234,20 @@ def form(data: bytes) -> None:
         _loop.run_until_complete(read_form(pieces(), "multipart/form-data; boundary=x", keep))
 
 
+def link(data: bytes) -> None:
+    """What comes over a network link: a message, and the record that a part of one may be."""
+    with contextlib.suppress(records.Malformed):
+        records.decode(data)
+    for read in (records.answer_of, records.offer_of):
+        with contextlib.suppress(records.Malformed):
+            read(data, "w", 1)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
         events, chunk_stream, whole_answer, engine_response, engine_refusal, media_head, segment, url,
-        request_body, form,
+        request_body, form, link,
     )
 }  # fmt: skip
 

@@ -81,6 +81,11 @@ PIECES: dict[str, list[bytes]] = {
         b"--x", b"--", b"\r\n", b"Content-Disposition: form-data; ", b'name="file"', b'name="ladder"',
         b"filename=a", b"[1]", b"\r\n\r\n", b"--x--\r\n", b":", b"\0",
     ],
+    "link": [
+        b"\x01\x01\x00\x01\x00", b"\x01\x02", b"\x01\x04", b"\x01\x05", b"\x01\x06", b"\x01\x00\x00\x00",
+        b"\x84\xa7work_id\xa1w\xa7attempt\x01", b"\xa6report", b"\xa7node_id", b"\x92\x90\x90", b"\xc0",
+        b"\xff" * 8, b'[{"work_id":"w","attempt":1,', b'"kind":"chat"', *JSON,
+    ],
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Nano = Annotated[int, Meta(ge=0)]
+Origin = Annotated[str, Meta(pattern=r"^(\*|https?://[^/?#\s]+)$")]
 Identifier = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -58,6 +59,12 @@ class Gateway(Section, frozen=True, kw_only=True):
     allowed_hosts: Annotated[
         tuple[str, ...],
         described("Host names that clients may ask for, besides the address itself; `*` allows any."),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[Origin, ...],
+        described(
+            "Origins of web pages that may call this gateway, such as `https://app.example`; `*` allows any."
+        ),
     ] = ()
     continuation: Annotated[
         bool,

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from browser import seen_by, site
 from gateway_process import gateway_process
-from node_process import JS, node
 
 from groundswell.engines.transcode import ffmpeg_path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RATE, LENGTH_S = 25, 10
 FRAMES = RATE * LENGTH_S
 SETTINGS = """
@@ -66,42 +62,10 @@ def playlist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[str]:
-    """A page of another origin, as a web site's own would be."""
-    handler = functools.partial(Quiet, directory=str(JS))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/player.html"
-        server.shutdown()
-        thread.join()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves the page, and hls.js from where npm put it."""
-
-    def translate_path(self, path: str) -> str:
-        if path == "/hls.min.js":
-            path = "/node_modules/hls.js/dist/hls.min.js"
-        return super().translate_path(path)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def seen(playlist: str, page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(playlist: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What the player in the browser reports after it has played to the end."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    profile = tmp_path_factory.mktemp("profile")
-    done = subprocess.run(
-        [str(node()), "play.mjs", page, playlist, CHROMIUM, str(profile)],
-        cwd=JS, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    with site() as origin:
+        yield seen_by(f"{origin}/player.html", playlist, tmp_path_factory.mktemp("profile"))
 
 
 def test_the_video_plays_to_its_end_in_a_browser(seen: dict[str, Any]) -> None:

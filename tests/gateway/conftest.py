@@ -12,6 +12,7 @@ from scripted_works import Gateway, Ring, Script, node_views
 
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.openai import TextPaths
+from groundswell.gateway.origins import Origins
 from groundswell.gateway.pipeline import Pipeline
 from groundswell.gateway.protocol import Limits
 from groundswell.gateway.server import Server
@@ -30,7 +31,7 @@ def hold_s() -> float:
 @pytest.fixture
 async def gateway(limits: Limits, hold_s: float) -> AsyncIterator[Gateway]:
     script, seen, ring = Script(), [], Ring()
-    pipeline = Pipeline(ring, origins_allowed=["https://app.example"])
+    pipeline = Pipeline(ring, Origins(["https://app.example"]))
     text = TextPaths(script, pipeline, body_bytes_max=64 << 10, hold_s=hold_s, observe=seen.append)
     views = node_views()
 

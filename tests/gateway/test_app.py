@@ -114,8 +114,42 @@ async def test_a_foreign_page_cannot_change_anything(gateway: Gateway, http: htt
         for path in ("/v1/nodes", "/v1/chat/completions"):
             response = await http.post(path, headers=ADMIN | {"origin": origin}, json={"x": 1})
             assert (response.status_code != 403) == passes
-            assert "access-control-allow-origin" not in response.headers
+            readable = response.headers.get("access-control-allow-origin")
+            assert readable == (origin if origin == "https://app.example" else None)
         assert (await http.get("/v1/models", headers=ADMIN | {"origin": origin})).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/nodes", "/v1/chat/completions", "/v1/models/llama"])
+async def test_a_browser_that_asks_first_is_answered_without_a_key(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    """It sends no key with its question, and sends the page's request only after a yes."""
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-app"}
+    yes = await http.options(path, headers=asks | {"origin": "https://app.example"})
+    assert yes.status_code == 204
+    assert yes.headers["access-control-allow-origin"] == "https://app.example"
+    assert yes.headers["access-control-allow-headers"] == "authorization,x-app"
+    assert "POST" in yes.headers["access-control-allow-methods"]
+    assert yes.headers["vary"] == "origin"
+    for origin in ("https://evil.example", "null", "https://app.example.evil.example"):
+        no = await http.options(path, headers=asks | {"origin": origin})
+        check(no, 403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in no.headers
+    check(await http.options(path, headers={"origin": "https://app.example"}), 405, "method_not_allowed")
+
+
+async def test_an_allowed_page_can_read_errors_too(http: httpx.AsyncClient) -> None:
+    """Otherwise its author sees that something failed, and never what."""
+    page = {"origin": "https://app.example"}
+    for response in (
+        await http.get("/v1/models", headers=page),
+        await http.get("/nowhere", headers=page),
+        await http.post("/v1/chat/completions", headers=page, json={}),
+        await http.post("/v1/chat/completions", headers=page | {"content-type": "text/plain"}, content=b"{}"),
+    ):
+        assert response.is_error
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert "x-request-id" in response.headers["access-control-expose-headers"]
 
 
 async def test_readiness_follows_the_engines(gateway: Gateway, http: httpx.AsyncClient) -> None:

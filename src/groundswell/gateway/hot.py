@@ -75,8 +75,8 @@ class HotCycle:
 
     __slots__ = (
         "_began_s", "_chunked", "_paths", "_protocol", "_started", "_status", "body", "body_complete",
-        "client", "code", "disconnected", "keep_alive", "kind", "message_event", "path", "principal",
-        "refusal", "request_id", "response_complete", "traceparent", "turn",
+        "client", "code", "disconnected", "keep_alive", "kind", "message_event", "origin_lines", "path",
+        "principal", "refusal", "request_id", "response_complete", "traceparent", "turn",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +99,7 @@ class HotCycle:
         self.client: Client | None = None
         self.code = ""
         self.traceparent = ""
+        self.origin_lines: Headers = []  # For a page of another origin that may read the answer.
         self.turn = False
         self.response_complete = False
         self.disconnected = False
@@ -240,7 +241,7 @@ class HotCycle:
         parts = [STATUS_LINE[status]]
         for name, value in self._protocol.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
-        for name, value in headers:
+        for name, value in (*headers, *self.origin_lines):
             parts += (name, b": ", value, b"\r\n")
         parts.append(
             b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n" % (self.request_id.encode(), spent_ms)

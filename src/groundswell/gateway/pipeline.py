@@ -20,6 +20,8 @@ from starlette.routing import BaseRoute, Match, Route
 from groundswell import telemetry
 from groundswell.driver import Chance
 from groundswell.gateway import errors
+from groundswell.gateway.errors import Headers
+from groundswell.gateway.origins import Origins
 from groundswell.model.errors import (
     BadRequest,
     Forbidden,
@@ -106,9 +108,9 @@ def request_id(asked: bytes | None) -> str:
 class Pipeline:
     """Authentication and scope. Without ``keys`` every caller is the tenant ``local``, with all scopes."""
 
-    def __init__(self, keys: Keys | None, origins_allowed: Iterable[str] = ()) -> None:
+    def __init__(self, keys: Keys | None, origins: Origins | None = None) -> None:
         self._keys = keys
-        self._origins = frozenset(origins_allowed)
+        self.origins = origins or Origins()
 
     def admit(
         self, method: str, headers: Mapping[bytes, bytes], wanted: Access, length: int | None
@@ -119,7 +121,7 @@ class Pipeline:
         """
         if length is not None and length > wanted.body_bytes_max:
             raise too_large(wanted.body_bytes_max)
-        self._check_origin(method, headers)
+        self.origins.check(method, headers)
         if wanted.scope is None:
             return NOBODY
         if self._keys is None:
@@ -132,16 +134,6 @@ class Pipeline:
         if self._keys is None or wanted.scope is None:
             return NOBODY if wanted.scope is None else LOCAL
         return _checked(await self._keys.find(_token(headers)), wanted.scope)
-
-    def _check_origin(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """A browser names the page that makes it call; only pages of this very host may change anything."""
-        origin = headers.get(b"origin")
-        if origin is None or method in ("GET", "HEAD", "OPTIONS"):
-            return
-        text = origin.decode("latin-1")
-        host = headers.get(b"host", b"").decode("latin-1")
-        if text not in self._origins and text not in (f"http://{host}", f"https://{host}"):
-            raise Forbidden("Requests from this origin are not allowed.", code="origin_not_allowed")
 
 
 LOCAL = Principal("local", "local", frozenset(Scope))
@@ -243,6 +235,7 @@ class _Call:
         self._send = send
         self._status = 0
         self._code = ""
+        self._origin_lines: Headers = []
         self._body_left = JSON_BYTES_MAX
 
     async def run(self) -> None:
@@ -251,7 +244,14 @@ class _Call:
         self._id = request_id(headers.get(b"x-request-id"))
         telemetry.request_id.set(self._id)
         route, caller = "", NOBODY
+        origins = self._guard._pipeline.origins
+        self._origin_lines = origins.readable(headers)
         try:
+            if (allowed := origins.preflight(self._scope["method"], headers)) is not None:
+                self._origin_lines = allowed
+                await self.send({"type": "http.response.start", "status": 204})
+                await self.send({"type": "http.response.body"})
+                return
             route, wanted, caller = await self._guard.authorise(self._scope, headers)
             self._body_left = self._body_max = wanted.body_bytes_max
             state = self._scope.setdefault("state", {})
@@ -288,7 +288,11 @@ class _Call:
     async def send(self, message: ASGIMessage) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
+            lines = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
+            # The files of a video say for themselves that any page may read them.
+            if self._origin_lines and all(name != b"access-control-allow-origin" for name, _ in lines):
+                lines += self._origin_lines
+            message["headers"] = lines
         await self._send(message)
 
     async def _fail(self, error: GroundswellError) -> None:

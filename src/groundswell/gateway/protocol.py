@@ -326,6 +326,8 @@ class GatewayProtocol(HttpToolsProtocol):
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
         cycle = HotCycle(self, self._hot, path, request_id(headers.get(b"x-request-id")), keep_alive)
         self.cycle = cycle  # type: ignore[assignment]
+        if b"origin" in headers:
+            cycle.origin_lines = self._hot.pipeline.origins.readable(headers)
         content_type = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
         if content_type != b"application/json":
             cycle.refusal = UnsupportedMedia(

@@ -23,6 +23,7 @@ from groundswell.gateway import video
 from groundswell.gateway.access_log import AccessLog
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.openai import TextPaths
+from groundswell.gateway.origins import Origins
 from groundswell.gateway.pipeline import Pipeline, Seen
 from groundswell.gateway.protocol import Limits
 from groundswell.gateway.relay import Relay
@@ -176,7 +177,7 @@ async def _front_door(
     config: Config, state: State, relay: Relay, fleet: Fleet, metrics: Metrics, ends: _Ends
 ) -> AsyncIterator[_FrontDoor]:
     """The HTTP server and what works behind it."""
-    pipeline = Pipeline(state.keys)
+    pipeline = Pipeline(state.keys, Origins(config.gateway.allowed_origins))
 
     access_log = AccessLog(asyncio.get_running_loop())
 

@@ -187,13 +187,13 @@ HOWTOS = [
      "A segment is a piece of a video in time. A rendition is the whole video in one size and bit rate."),
     (["Show me a Python example.", "How do I use it from Python?", "Give me an example in Python.",
       "Write Python code that calls Groundswell."],
-     "Here is an example:\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url=\"http://127.0.0.1:8080/v1\", "
+     "Here is an example:\n\nfrom openai import OpenAI\n\nclient = OpenAI(base_url=\"http://127.0.0.1:8787/v1\", "
      "api_key=\"YOUR_KEY\")\nanswer = client.chat.completions.create(\n    model=\"builtin\",\n    messages=[{\"role\": "
      "\"user\", \"content\": \"Hello!\"}],\n)\nprint(answer.choices[0].message.content)\n\nUse the URL and the key "
      "that groundswell up prints."),
     (["Show me a curl example.", "How do I use curl?", "Give me a curl command."],
-     "Here is an example:\n\ncurl http://127.0.0.1:8080/v1/chat/completions -H \"Authorization: Bearer YOUR_KEY\" "
-     "-d '{\"model\": \"builtin\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'\n\nUse the URL and "
+     "Here is an example:\n\ncurl http://127.0.0.1:8787/v1/chat/completions -H \"Authorization: Bearer YOUR_KEY\" "
+     "-H \"Content-Type: application/json\" -d '{\"model\": \"builtin\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'\n\nUse the URL and "
      "the key that groundswell up prints."),
 ]  # fmt: skip
 
@@ -234,7 +234,7 @@ LONG = [
       "it.",
       "When a node dies, only its segments are done again by other nodes.",
       "At the end the gateway puts all segments in order and writes the playlists.",
-      "The result is an HLS ladder that plays in any browser, with as many frames as the source had."]),
+      "The result is an HLS ladder that plays in a browser, with as many frames as the source had."]),
     (["How does Groundswell survive a crash?", "How does failover work?", "Explain failover in detail.",
       "How does Groundswell keep streams from breaking?"],
      ["Groundswell expects machines to fail, and it is built for that.",

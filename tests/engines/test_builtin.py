@@ -18,6 +18,7 @@ import numpy as np
 import openai
 import pytest
 
+from groundswell.config import Gateway
 from groundswell.engines.builtin import MODEL_FOLDER, BuiltinModel, Sampler, uniform
 from groundswell.engines.openai_app import GenerateRequest, Piece, Prompt
 from groundswell.model.errors import BadRequest
@@ -35,6 +36,9 @@ QUESTIONS = {
     "What is Groundswell?": "elastic service",
     "What is a rendition?": "version of a video",
     "How do I add a node?": "groundswell nodes add",
+    "Show me a Python example.": f'base_url="http://127.0.0.1:{Gateway().port}/v1"',
+    "Show me a curl example.": f"http://127.0.0.1:{Gateway().port}/v1/chat/completions",
+    "How do I use curl?": '-H "Content-Type: application/json"',
     "Who are you?": "demonstration model",
     "Who is the president?": "do not know",
 }

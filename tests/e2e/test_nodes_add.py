@@ -149,6 +149,16 @@ def test_tool_calls_are_streamed_piece_by_piece(client: openai.OpenAI) -> None:
     assert len(events) > 3, "in pieces, not held back and sent at once"
 
 
+def test_a_tool_call_that_the_model_got_wrong_is_told_in_the_engine_s_words(client: openai.OpenAI) -> None:
+    """Small models do it all the time; without the reason, whoever calls looks for the fault elsewhere."""
+    with pytest.raises(openai.InternalServerError, match="does not match the expected") as failed:
+        client.with_options(max_retries=0).chat.completions.create(
+            **weather_request() | {"tool_choice": "auto", "max_tokens": 60}
+        )
+    assert failed.value.status_code == 502
+    assert failed.value.code == "upstream_error"
+
+
 def test_what_a_tool_answered_goes_back_in(client: openai.OpenAI) -> None:
     """The second half of a round: the call and its result are part of the next request."""
     call = client.chat.completions.create(**weather_request()).choices[0].message

@@ -411,6 +411,29 @@ async def test_messages_of_engines_are_cleaned() -> None:
         assert len(message) <= 500
 
 
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"error": {"code": 500, "message": "Failed to parse tool call arguments as JSON: line 1, column 9",
+                    "type": "server_error"}},
+         "The engine failed: Failed to parse tool call arguments as JSON: line 1, column 9"),
+        ({"error": {"message": "out of memory at /srv/x.cu on 10.0.0.7"}},
+         "The engine failed: out of memory at … on …"),
+        ({"detail": 'Traceback (most recent call last):\n File "x.py", line 3'}, "The engine failed."),
+        (b"Internal Server Error", "The engine failed."),
+    ],
+)  # fmt: skip
+async def test_an_engine_that_fails_says_why_in_its_own_words(answer: Any, said: str, streams: bool) -> None:
+    """Malformed tool calls are the model's doing: only the engine knows what was wrong with them."""
+    async with scripted([VLLM]) as server, engine_at(server.url) as engine:
+        server.says("/v1/chat/completions", answer, 500)
+        ear = await run(engine, {**CHAT, "stream": streams})
+        assert ear.end is not None
+        assert ear.end[2] is not None
+        assert (ear.end[1], ear.end[2].message) == (Fault.BROKEN, said)
+
+
 async def test_a_whole_answer_and_embeddings_bring_their_usage() -> None:
     """Requests that do not stream are settled as well."""
     async with scripted([VLLM]) as server, engine_at(server.url) as engine:

@@ -340,7 +340,7 @@ def refusal_of(status: int, body: bytes, headers: Headers) -> tuple[Fault, Groun
     if status in (401, 403):
         return Fault.BROKEN, UpstreamError("The engine does not accept the gateway's key.")
     if status in (408, 409, 425, 429) or not 400 <= status < 500:
-        return Fault.BROKEN, UpstreamError("The engine failed.", retry_after_s=_retry_after_s(headers))
+        return Fault.BROKEN, _failure(message, _retry_after_s(headers))
     if status == 404 and "model" not in message.lower():
         return Fault.BROKEN, UpstreamError("The engine does not offer this kind of request.")
     return Fault.REJECTED, _bad_request(status, message, code, param)
@@ -356,7 +356,14 @@ def _error_of(answer: dict[str, Any]) -> tuple[Fault, GroundswellError]:
         return Fault.REJECTED, _bad_request(status, message, code, param)
     if kind in ("invalid_request_error", "BadRequestError") or code == "context_length_exceeded":
         return Fault.REJECTED, _bad_request(400, message, code, param)
-    return Fault.BROKEN, UpstreamError("The engine failed.")
+    return Fault.BROKEN, _failure(message)
+
+
+def _failure(message: str, retry_after_s: float | None = None) -> UpstreamError:
+    """The engine's own reason is the only one there is: a tool call that it could not read, or no memory."""
+    return UpstreamError(
+        f"The engine failed: {message}" if message else "The engine failed.", retry_after_s=retry_after_s
+    )
 
 
 def _bad_request(status: int, message: str, code: str | None, param: str | None) -> GroundswellError:
@@ -382,6 +389,8 @@ def _said(answer: Any) -> tuple[str, str | None, str | None]:
     if not isinstance(error, dict):
         return "", None, None
     message = error.get("message") or error.get("detail") or ""
+    if "Traceback (most recent" in str(message):
+        message = ""  # Somebody's code and folders, and no reason that a client could use.
     text = _ADDRESS.sub("…", " ".join(str(message).split()))[:MESSAGE_CHARACTERS_MAX]
     code = error.get("code") if isinstance(error.get("code"), str) else error.get("type")
     param = error.get("param")

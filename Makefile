@@ -43,8 +43,8 @@ sim-long:  ## 200,000 seeds
 	@scripts/setup.sh run
 	$(RUN) groundswell.sim --seeds 0..200000 --jobs 2
 
-chaos: ready  ## 200 streams while engines are killed, stopped and hung; gateways killed with accepted jobs
-	$(RUN) pytest -s tests/e2e/test_chaos.py --streams 200 --jobs 100
+chaos: ready  ## 200 streams while engines are killed, stopped and hung; gateways killed with accepted jobs; crowds that read slowly or leave
+	$(RUN) pytest -s tests/e2e/test_chaos.py tests/e2e/test_crowds.py --streams 200 --jobs 100 --readers 500 --disconnects 1000
 
 soak: ready  ## An hour at 60 % load while engines die every 20 s: what grows, what stays, what breaks; `minutes=10` is shorter
 	$(RUN) pytest -s tests/e2e/test_soak.py --soak-minutes $(minutes)

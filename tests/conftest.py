@@ -25,4 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--jobs", type=int, default=10, help="transcodes that are open when the gateway is killed"
     )
+    parser.addoption("--readers", type=int, default=40, help="clients that read a byte a second")
+    parser.addoption("--disconnects", type=int, default=200, help="clients that leave within a second")
     parser.addoption("--soak-minutes", type=float, default=3, help="how long the soak goes on")

@@ -74,7 +74,7 @@ class Gateway(Section, frozen=True, kw_only=True):
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """What a client may send."""
+    """What a client may send, and what it may leave unread."""
 
     body_bytes: Annotated[Bytes, described("Largest body of a JSON request, in bytes.")] = 16 << 20
     upload_bytes: Annotated[Bytes, described("Largest upload of a file, in bytes.")] = 10 << 30
@@ -85,6 +85,16 @@ class Limits(Section, frozen=True, kw_only=True):
         Seconds, described("How long uploads, and the results of jobs that ended, are kept, in seconds.")
     ] = 7 * 86_400.0
     connections: Annotated[Count, described("Most connections at a time.")] = 10_000
+    stalled_s: Annotated[
+        Seconds,
+        described("A client that is behind is cut when it takes less than `progress_bytes` in this time."),
+    ] = 30.0
+    progress_bytes: Annotated[
+        Bytes, described("Least that a client that is behind must take in `stalled_s` of what waits for it.")
+    ] = 4 << 10
+    unread_bytes: Annotated[
+        Bytes, described("Most that may wait for all clients that are behind; above it the worst is cut.")
+    ] = 256 << 20
 
 
 class Queue(Section, frozen=True, kw_only=True):

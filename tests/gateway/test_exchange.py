@@ -11,7 +11,7 @@ import pytest
 from scripted_works import KEY, Gateway, Script, chunk, usage_chunk
 
 from groundswell.gateway import exchange as exchange_module
-from groundswell.model.errors import GroundswellError
+from groundswell.model.errors import GroundswellError, UpstreamError
 from groundswell.model.messages import Fault
 from groundswell.model.money import Usage
 from groundswell.model.work import Work
@@ -279,6 +279,45 @@ async def test_long_streams_are_remembered_as_their_text(
     assert payload.emitted.text == "".join(f"{index} " for index in range(50))
     script.done(work)
     await stream.events()
+
+
+async def test_a_stream_whose_client_is_behind_is_remembered_as_its_text(gateway: Gateway) -> None:
+    """Its bytes wait in the connection already; and still it goes on after exactly what was sent."""
+    stream = Stream(gateway)
+    work = await stream.begin()
+    script = stream.script
+    script.offer(work)
+    exchange = script.exchanges[work.id]
+    assert isinstance(exchange, exchange_module.StreamExchange)
+    assert exchange._sent is not None
+    script.send(work, chunk({"content": "one "}) + chunk({"content": "two "}))
+    exchange.pause()
+    assert exchange._sent._blocks == []
+    exchange.resume()
+    script.send(work, chunk({"content": "three"}))
+    payload = script.offer(work, attempt=2, emitted=3)
+    assert payload.emitted is not None
+    assert payload.emitted.text == "one two three"
+    script.done(work)
+    await stream.events()
+
+
+async def test_nonsense_found_while_a_client_is_behind_still_ends_the_stream(gateway: Gateway) -> None:
+    """Were it forgotten there, another engine would go on after less than was sent."""
+    stream = Stream(gateway)
+    work = await stream.begin()
+    script = stream.script
+    script.offer(work)
+    exchange = script.exchanges[work.id]
+    assert isinstance(exchange, exchange_module.StreamExchange)
+    script.send(work, chunk({"content": "one "}))
+    script.send(work, chunk({"content": "two"}).replace(b"two", b"\\q"))
+    exchange.pause()
+    with pytest.raises(UpstreamError):
+        script.offer(work, attempt=2, emitted=1)
+    assert stream._task is not None
+    last = (await asyncio.wait_for(stream._task, 5)).text.removesuffix("\n\n").rpartition("\n\n")[2]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "upstream_error"
 
 
 @pytest.mark.parametrize(

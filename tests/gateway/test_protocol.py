@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
+import socket
 import threading
 from typing import Any
 
@@ -24,7 +26,7 @@ STREAM = CHAT[:-1] + b',"stream":true}'
 @pytest.fixture
 def limits() -> Limits:
     """As shipped, with deadlines that a test can wait for."""
-    return Limits(head_s=0.3, idle_s=0.3, body_s=0.3, stalled_client_s=0.3, linger_s=0.2)
+    return Limits(head_s=0.3, idle_s=0.3, body_s=0.3, stalled_s=0.3, linger_s=0.2)
 
 
 def post(
@@ -303,22 +305,96 @@ async def test_the_next_request_on_a_kept_connection_is_served(gateway: Gateway)
     writer.close()
 
 
-async def test_a_slow_reader_pauses_its_node_and_is_cut_off(gateway: Gateway) -> None:
-    """What a client does not read must not pile up here, nor hold an engine for ever."""
+async def _unread(gateway: Gateway, request: bytes) -> socket.socket:
+    """A client that has asked, and reads nothing. Its own kernel takes as little as can be."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, ("127.0.0.1", gateway.port))
+    await loop.sock_sendall(client, request)
+    return client
+
+
+async def _until_paused(gateway: Gateway, work: Work) -> None:
+    """Give the client output until its engine is paused for good: its kernel still takes some at first."""
+    flow, still = gateway.script.flow, 0
+    for _ in range(3000):
+        if flow and flow[-1][0] == "pause":
+            still += 1
+            if still == 10:
+                return
+            await asyncio.sleep(0.002)
+        else:
+            still = 0
+            gateway.script.send(work, chunk({"content": "x" * 1000}))
+            await asyncio.sleep(0)
+    raise AssertionError(f"never paused: {flow}")
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+async def test_a_slow_reader_pauses_its_node_and_is_cut_off(gateway: Gateway, reads: int) -> None:
+    """What a client does not read must not pile up here, nor hold an engine for ever; nor may a client that
+    takes a byte now and then."""
     script = gateway.script
     script.play = lambda work, _exchange: script.offer(work)
-    _reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
-    writer.write(post(STREAM))
-    await asyncio.wait_for(script.submitted.wait(), 2)
-    work = script.works[0]
-    for _ in range(200):
-        if script.flow:
-            break
-        script.send(work, chunk({"content": "x" * 65_536}))
-        await asyncio.sleep(0)
-    assert script.flow == [("pause", work.id)]
-    await asyncio.wait_for(script.was_cancelled.wait(), 3)
-    writer.close()
+    with await _unread(gateway, post(STREAM)) as client:
+        await asyncio.wait_for(script.submitted.wait(), 2)
+        await _until_paused(gateway, script.works[0])
+        async with asyncio.timeout(10):
+            while not script.was_cancelled.is_set():
+                assert len(client.recv(reads)) == reads
+                await asyncio.sleep(0.03)
+        assert gateway.seen[-1].code == "client_stalled"
+        poll = select.poll()
+        poll.register(client, 0)
+        assert poll.poll(2000) == [(client.fileno(), select.POLLERR | select.POLLHUP)], "cut with a reset"
+    assert gateway.server.connections == 0
+
+
+def _large(gateway: Gateway, size: int) -> None:
+    """Whole answers of this size from now on."""
+    script = gateway.script
+
+    def play(work: Work, _exchange: Exchange) -> None:
+        script.offer(work)
+        message = {"role": "assistant", "content": "x" * size}
+        answer = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        script.send(work, json.dumps(answer).encode())
+        script.done(work)
+
+    script.play = play
+
+
+async def test_a_whole_answer_that_nobody_takes_is_dropped(gateway: Gateway) -> None:
+    """The work is done and charged, but its answer must not wait in memory for a client that sleeps."""
+    _large(gateway, 1 << 20)
+    with await _unread(gateway, post()):
+        await asyncio.wait_for(gateway.script.submitted.wait(), 2)
+        assert gateway.server.connections == 1
+        async with asyncio.timeout(10):
+            while gateway.server.connections:
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("limits", [Limits(unread_bytes_max=2 << 20)])
+async def test_when_too_much_waits_for_all_clients_the_worst_is_cut_at_once(gateway: Gateway) -> None:
+    """A thousand clients that ask for large answers and read none would fill the memory in their 30 s."""
+    seen = []
+    for size in (200_000, 1_700_000, 600_000):
+        _large(gateway, size)
+        gateway.script.submitted.clear()
+        seen.append(await _unread(gateway, post()))
+        await asyncio.wait_for(gateway.script.submitted.wait(), 2)
+    async with asyncio.timeout(10):
+        while gateway.server.connections > 2:
+            await asyncio.sleep(0.02)
+    poll = select.poll()
+    for client in seen:
+        poll.register(client, 0)
+    assert [number for number, _ in poll.poll(2000)] == [seen[1].fileno()]
+    for client in seen:
+        client.close()
 
 
 async def test_http_1_0_gets_a_stream_without_chunks(gateway: Gateway) -> None:

@@ -10,6 +10,7 @@ the stream there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -196,19 +197,21 @@ class _Sent:
         self._blocks.append(block)
         self._bytes += len(block)
         if self._bytes > UNPARSED_BYTES_MAX:
-            self._condense()
+            self.condense()
 
     def text(self) -> str:
-        self._condense()
+        self.condense()
         self._texts = ["".join(self._texts)]
         return self._texts[0]
 
-    def _condense(self) -> None:
-        blocks, self._blocks, self._bytes = self._blocks, [], 0
-        for event in chunks.events(b"".join(blocks)):
-            text = chunks.text_of(event)
-            self._texts.append(text)
-            self._characters += len(text)
+    def condense(self) -> None:
+        """Keep the text only. Raises ``UpstreamError``, now and at the next call, for what cannot be kept."""
+        events = chunks.events(b"".join(self._blocks))
+        self._blocks, self._bytes = [], 0
+        text = "".join([chunks.text_of(event) for event in events])
+        self._texts.append(text)
+        self._characters += len(text)
+        for event in events:
             for choice in event.get("choices") or ():
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
                 delta = choice.get("delta") or {}
@@ -321,6 +324,13 @@ class StreamExchange(_Exchange):
     def gone(self) -> None:
         self._timer.cancel()
         super().gone()
+
+    def pause(self) -> None:
+        """The same bytes wait in the connection's buffer now; here their text will do."""
+        super().pause()
+        if self._sent is not None:
+            with contextlib.suppress(UpstreamError):  # It is raised again where it can be answered.
+                self._sent.condense()
 
     def _begin_attempt(self, attempt: int) -> None:
         self._attempt = attempt

@@ -225,12 +225,12 @@ class HotCycle:
             self._protocol.transport.write(last)
         self._complete()
 
-    def lost(self) -> None:
+    def lost(self, code: str) -> None:
         """The connection is gone."""
         if self.response_complete or self.disconnected:
             return
         self.disconnected = True
-        self.code = "client_closed"
+        self.code = code
         client, self.client = self.client, None
         if client is not None:
             client.gone()

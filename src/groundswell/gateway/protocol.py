@@ -11,7 +11,13 @@ leaves is noticed at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import re
+import socket
+import struct
+import sys
+import termios
 import urllib.parse
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +31,7 @@ from uvicorn.server import ServerState
 from groundswell.gateway import errors
 from groundswell.gateway.hot import HotCycle, HotPaths
 from groundswell.gateway.pipeline import Seen, request_id, too_large
+from groundswell.gateway.unread import LOOKS, Progress, Unread
 from groundswell.model.errors import (
     BadRequest,
     GroundswellError,
@@ -35,11 +42,15 @@ from groundswell.model.errors import (
 )
 
 MIB = 1 << 20
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset, and drop what the kernel still holds.
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a connection may cost. Seconds, bytes, counts.
+
+    Above ``behind_bytes`` that a client has not taken (and as much again in the kernel) its engine is paused;
+    then ``stalled_s`` and ``progress_bytes`` hold, see ``unread``.
 
     A body may take ``body_s`` plus a time per MiB received: hot paths are short JSON; uploads come over
     people's lines (64 KiB/s at least).
@@ -51,7 +62,10 @@ class Limits:
     body_s: float = 30.0
     body_s_per_mib: float = 1.0
     upload_s_per_mib: float = 16.0
-    stalled_client_s: float = 30.0
+    stalled_s: float = 30.0
+    progress_bytes: int = 4 << 10
+    behind_bytes: int = 32 << 10
+    unread_bytes_max: int = 256 << 20  # Of all clients together.
     linger_s: float = 2.0
     url_bytes_max: int = 8 << 10
     headers_max: int = 100
@@ -80,6 +94,7 @@ class GatewayProtocol(HttpToolsProtocol):
         *,
         hot: HotPaths,
         limits: Limits,
+        unread: Unread,
         hosts: frozenset[str] | None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -88,8 +103,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._hosts = hosts
         self._timer: asyncio.TimerHandle | None = None
         self._timer_for = ""
-        self._stall: asyncio.TimerHandle | None = None
-        self._stall_left = 0
+        self._unread = unread
+        self._progress = Progress(limits.stalled_s, limits.progress_bytes)
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._lost_as = "client_closed"
         self._held = bytearray()
         self._feeding = False
         self._open = False  # A message has begun and is not complete.
@@ -110,17 +127,19 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self.connections) > self._limits.connections_max:
             transport.abort()
             return
+        transport.set_write_buffer_limits(self._limits.behind_bytes)
         self._arm("idle", self._limits.idle_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
-        if self._stall is not None:
-            self._stall.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._unread.forget(self)
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         turn, self._turn = self._turn, None
         if turn is not None:
-            turn.lost()
+            turn.lost(self._lost_as)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -136,28 +155,58 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         self._feed(data)
 
+    # --- a client that is behind ---
+
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall_left = self.transport.get_write_buffer_size()
-        self._stall = self.loop.call_later(self._limits.stalled_client_s, self._check_stall)
+        self._fell_behind()
         if self._turn is not None and self._turn.client is not None:
             self._turn.client.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        self._unread.note(self, self.transport.get_write_buffer_size())
         if self._turn is not None and self._turn.client is not None:
             self._turn.client.resume()
 
-    def _check_stall(self) -> None:
+    def _fell_behind(self) -> None:
+        """From now on the client must take what waits for it."""
         left = self.transport.get_write_buffer_size()
-        if left >= self._stall_left:
-            self.transport.abort()
-            return
-        self._stall_left = left
-        self._stall = self.loop.call_later(self._limits.stalled_client_s, self._check_stall)
+        self._progress.begin(self.loop.time(), left + self._in_kernel())
+        if self._look_timer is None:
+            self._look_later()
+        self._unread.note(self, left)
+
+    def _look_later(self) -> None:
+        self._look_timer = self.loop.call_later(self._limits.stalled_s / LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._look_timer = None
+        left = self.transport.get_write_buffer_size()
+        answering = self._busy() and not self.flow.write_paused
+        if not left or answering:
+            self._unread.forget(self)  # It has all, or is close behind; when it falls back, writing pauses.
+        elif self._progress.stands_still(self.loop.time(), left + self._in_kernel()):
+            self.cut()
+        else:
+            self._look_later()
+            self._unread.note(self, left)
+
+    def _in_kernel(self) -> int:
+        """What the client's machine has not acknowledged: it goes down by bits, our buffer in large steps."""
+        try:
+            fd = self.transport.get_extra_info("socket").fileno()
+            return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:  # Closed meanwhile, or not Linux: then the steps must do.
+            return 0
+
+    def cut(self) -> None:
+        """Let go of a client that does not read, with all that waits for it."""
+        self._lost_as = "client_stalled"
+        sock = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     # --- parsing ---
 
@@ -369,6 +418,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._open and self._in_body and self.cycle.response_complete:
             self._close()  # Answered before its body was all here (an error): the rest is not wanted.
         super().on_response_complete()
+        if self._look_timer is None and self.transport.get_write_buffer_size():
+            self._fell_behind()  # A closed connection, too, stays until its last byte is taken.
         if self.transport.is_closing() or self._deaf or self._busy():
             return
         if self._refusal is not None:

@@ -13,7 +13,11 @@ import uvicorn
 from groundswell.gateway.hot import HotPaths
 from groundswell.gateway.pipeline import ASGIApp
 from groundswell.gateway.protocol import GatewayProtocol, Limits
+from groundswell.gateway.unread import Unread
 
+# Connections inherit it: of what cannot be sent yet the kernel takes no more than this for each. Otherwise it
+# takes megabytes for a slow reader before its engine is paused. What is on its way is not limited.
+UNSENT_BYTES_MAX = 32 << 10
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -52,7 +56,10 @@ class Server:
         drain_s: float = 30.0,
     ) -> None:
         limits = limits or Limits()
-        protocol = partial(GatewayProtocol, hot=hot, limits=limits, hosts=_hosts(host, tuple(hosts_allowed)))
+        protocol = partial(
+            GatewayProtocol, hot=hot, limits=limits, unread=Unread(limits.unread_bytes_max),
+            hosts=_hosts(host, tuple(hosts_allowed)),
+        )  # fmt: skip
         self._host, self._port = host, port
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -105,6 +112,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         listener.bind((host, port))
         listener.set_inheritable(False)
     except OSError:

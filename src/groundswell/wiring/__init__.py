@@ -204,7 +204,11 @@ async def _front_door(
         remove_node=fleet.remove,
     )
     app = application(operations, pipeline, video.routes(transcodes, fetcher, config.video.ladder), observe)
-    limits = Limits(upload_bytes_max=config.limits.upload_bytes, connections_max=config.limits.connections)
+    limits = Limits(
+        upload_bytes_max=config.limits.upload_bytes, connections_max=config.limits.connections,
+        stalled_s=config.limits.stalled_s, progress_bytes=config.limits.progress_bytes,
+        unread_bytes_max=config.limits.unread_bytes,
+    )  # fmt: skip
     server = Server(
         app, text.paths, limits=limits, host=config.gateway.host, port=config.gateway.port,
         hosts_allowed=config.gateway.allowed_hosts, drain_s=config.gateway.drain_s,

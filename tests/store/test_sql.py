@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import groundswell.store
 from groundswell.model.errors import Conflict, GroundswellError, InternalError, Overloaded
 from groundswell.store import sql
 from groundswell.store.schema import SCHEMA_VERSION, metadata
-from groundswell.store.sql import Store
+from groundswell.store.sql import Store, _version
 
 INSERT = sa.text("INSERT INTO notes (id, body) VALUES (:id, :body)")
 COUNT = sa.text("SELECT count(*) FROM notes")
@@ -87,6 +88,12 @@ def hang(store: Store) -> threading.Event:
     store.write_soon(wait)
     begun.wait(timeout=10)
     return hangs
+
+
+def descriptors(store: Store) -> list[str]:
+    """What this process has open of the database's files."""
+    opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return sorted(path for path in opened if path.startswith(str(store.path)))
 
 
 def stored_ids(url: str) -> set[int]:
@@ -291,6 +298,15 @@ async def test_a_caller_that_gives_up_does_not_stop_the_writer(store: Store) -> 
         await waiting
     await note(store, 2)
     assert await store.read(lambda c: c.scalar(COUNT)) == 2
+
+
+async def test_all_files_are_open_from_the_start(store: Store) -> None:
+    """A descriptor that comes with the first two reads at once would look like one that is never closed."""
+    opened = descriptors(store)
+    assert opened
+    meet = threading.Barrier(sql.READERS, timeout=10)
+    await asyncio.gather(*(store.read(lambda c: (meet.wait(), _version(c))) for _ in range(sql.READERS)))
+    assert descriptors(store) == opened
 
 
 async def test_reading_cannot_write(store: Store) -> None:

@@ -84,6 +84,7 @@ class Store:
                 _make_private(path)
             engine, readers = _connect(parsed, READERS)
             _migrate(engine)
+            _open_all(readers)
         except (OSError, sa.exc.DBAPIError) as error:
             raise InternalError(
                 f"The database cannot be opened for writing: {_plain(error)}.", code="store_unavailable"
@@ -323,6 +324,14 @@ def _connect(url: sa.URL, readers: int) -> tuple[sa.Engine, sa.Engine]:
         sa.event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         sa.event.listen(reader, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return writer, reader
+
+
+def _open_all(readers: sa.Engine) -> None:
+    """Open every reading connection now, with all its files: what a process holds must not depend on whether
+    two reads ever met."""
+    with contextlib.ExitStack() as stack:
+        for connection in [stack.enter_context(readers.connect()) for _ in range(READERS)]:
+            _version(connection)
 
 
 def _set_up_writer(raw: sqlite3.Connection, _record: Any) -> None:

@@ -245,6 +245,8 @@ async def test_aliases_rename_models_and_a_missing_one_is_said() -> None:
             ("chat", "Qwen"),
         ]
         assert info.slots == 3
+        async with engine_at(server.url) as engine:
+            assert (await engine.probe()).slots == 64, "vLLM does not say, and batches"
         async with engine_at(server.url, aliases={"chat": "Qwem"}) as engine:
             with pytest.raises(UpstreamError, match="has no model 'Qwem"):
                 await engine.probe()
@@ -261,6 +263,23 @@ async def test_later_probes_ask_little_and_see_changes() -> None:
         assert "Authorization: Bearer secret\r\n" in server.heads[-1]
         server.says("/v1/models", {"data": [VLLM, {**VLLM, "id": "other"}]})
         assert len((await engine.probe()).capabilities) == 2
+
+
+async def test_no_more_connections_are_opened_than_the_slots_can_use() -> None:
+    """A box for one request at a time must not be met by hundreds, whatever goes wrong before it."""
+    async with scripted([VLLM]) as server, engine_at(server.url, slots=1) as engine:
+        capability = (await engine.probe()).capabilities[0]
+        server.answers["/v1/chat/completions"] = (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"  # And no more.
+        )
+        ears = [Ear() for _ in range(40)]
+        for ear in ears:
+            engine.start(capability, Payload(Kind.CHAT, CHAT), ear)
+        while len(server.bodies) < 18:
+            await asyncio.sleep(0.001)
+        ended = [ear.end for ear in ears if ear.end is not None]
+        assert [end[1] for end in ended] == [Fault.LOST] * 22
+        assert len(server.writers) == 18
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,11 @@ def register(app: typer.Typer) -> None:
         key: KEY = None,
         alias: ALIAS = None,
         slots: Annotated[
-            int | None, typer.Option(help="Requests at once; default: what it says, or 8.", min=1)
+            int | None,
+            typer.Option(
+                help="Requests at once; default: what it says, else 64 for vLLM and SGLang, 8 for others.",
+                min=1,
+            ),
         ] = None,
         fingerprint: Annotated[
             str | None, typer.Option(help="Engines with the same fingerprint continue each other's streams.")

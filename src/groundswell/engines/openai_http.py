@@ -36,6 +36,8 @@ ERROR_BYTES_MAX: Final = 64 << 10
 MESSAGE_CHARACTERS_MAX: Final = 500
 FRAME_BYTES: Final = 256 << 10
 LINGER_S: Final = 2.0
+# Besides two for each slot (one at work, one that has just ended and lingers): probes, and what is being cut.
+CONNECTIONS_SPARE: Final = 16
 
 _FLAWED = "The engine sent a malformed answer."
 _TOOL_CALL = re.compile(rb'"(?:tool_calls"\s*:\s*\[\s*\{|function_call"\s*:\s*\{)')
@@ -95,6 +97,7 @@ class OpenAIHttpEngine:
         if models != self._models or loaded != self._loaded:
             self._info = await inspect(self._server, models, self._settings)
             self._models = models
+            self._client.connections_max = 2 * self._info.slots + CONNECTIONS_SPARE
             if self._info.flavour == "ollama":
                 self._loaded = loaded or await loaded_by_ollama(self._server)
         return self._info

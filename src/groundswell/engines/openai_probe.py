@@ -31,7 +31,10 @@ from groundswell.model.work import Kind
 from groundswell.ports import EngineInfo
 from groundswell.wire.http_client import HttpClient, HttpError, Origin
 
+# Where a server does not say how many requests it serves at once. vLLM and SGLang batch hundreds unless they
+# were told otherwise; of others nobody knows, and what waits here is spread better than what waits there.
 SLOTS_DEFAULT: Final = 8
+SLOTS_OF_FLAVOUR: Final = {"vllm": 64, "sglang": 64}
 CONTEXT_DEFAULT: Final = 4096
 MODELS_MAX: Final = 1000  # A hosted service may list hundreds; more is not a list of models.
 ASK_TIMEOUT_S: Final = 5.0
@@ -153,7 +156,8 @@ async def inspect(server: Server, models: list[dict[str, Any]], settings: ProbeS
         if trial is not None and await _continues(server, trial.id):
             for one in found:
                 one.continuation = Continuation.TEXT if one.warm else one.continuation
-    slots = settings.slots or next((one.slots for one in found if one.slots), SLOTS_DEFAULT)
+    told = next((one.slots for one in found if one.slots), 0)
+    slots = settings.slots or told or SLOTS_OF_FLAVOUR.get(flavour, SLOTS_DEFAULT)
     capabilities = [
         _capability(server, one, public, settings) for one in found for public in _public(one, settings)
     ]

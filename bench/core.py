@@ -29,6 +29,7 @@ from collections.abc import Sequence
 
 from groundswell.core.contract import Arrived, Finish, Reported, Send
 from groundswell.core.dispatch import Dispatcher
+from groundswell.core.measure import percentile
 from groundswell.core.routing import Ask, need_of
 from groundswell.model.messages import Accepted, Ended, Offer, Output
 from groundswell.model.money import Usage
@@ -189,9 +190,9 @@ def measure(sizes: Sequence[int], turns: int, seed: int) -> list[Fleet]:
     return fleets
 
 
-def percentile_us(spent_ns: list[int], share: float) -> float:
-    """The value below which this share lies, in microseconds."""
-    return sorted(spent_ns)[min(len(spent_ns) - 1, int(share * len(spent_ns)))] / 1e3
+def percentile_us(spent_ns: list[int], percent: float) -> float:
+    """In microseconds."""
+    return percentile(spent_ns, percent) / 1e3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,12 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     growth = {}
     for part in PARTS:
-        p50s = [percentile_us(fleet.spent_ns[part], 0.5) for fleet in fleets]
-        p99s = [percentile_us(fleet.spent_ns[part], 0.99) for fleet in fleets]
+        p50s = [percentile_us(fleet.spent_ns[part], 50) for fleet in fleets]
+        p99s = [percentile_us(fleet.spent_ns[part], 99) for fleet in fleets]
         growth[part] = p50s[-1] / p50s[0]
         cells = "".join(f"{p50:>14.1f} / {p99:<5.0f}" for p50, p99 in zip(p50s, p99s, strict=True))
         print(f"{part:<14}{cells}   {growth[part]:.2f}x")
-    worst_us = max(percentile_us(fleet.spent_ns["decision"], 0.5) for fleet in fleets)
+    worst_us = max(percentile_us(fleet.spent_ns["decision"], 50) for fleet in fleets)
     node_bytes, stream_bytes = memory()
     print(
         f"memory of the brain: {node_bytes / 1e3:.1f} kB a node, {stream_bytes / 1e3:.1f} kB an open stream"

@@ -35,16 +35,6 @@ class Machine(Protocol[_EventIn, EffectT]):
     def step(self, now_s: float, event: _EventIn) -> list[EffectT]: ...
 
 
-class LoopClock:
-    """The running loop's own monotonic clock, so that timers and decisions agree."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        self._loop = loop or asyncio.get_running_loop()
-
-    def now_s(self) -> float:
-        return self._loop.time()
-
-
 class Chance:
     """Chance for ids and draws, taken from the system in portions: asking it each time is dear."""
 

@@ -17,12 +17,6 @@ from groundswell.model.node import Capability, NodeReport
 from groundswell.model.work import Kind
 
 
-class Clock(Protocol):
-    """Seconds that only go forward. The origin means nothing."""
-
-    def now_s(self) -> float: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Emitted:
     """What the client was already sent by earlier attempts of a stream: continue after it."""
@@ -150,6 +144,6 @@ class Exchange(Protocol):
 
 
 __all__ = [
-    "Clock", "Emitted", "Ended", "Engine", "EngineInfo", "Exchange", "GatewayLink", "NodeLink", "Payload",
+    "Emitted", "Ended", "Engine", "EngineInfo", "Exchange", "GatewayLink", "NodeLink", "Payload",
     "Running", "Sink",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from groundswell.core.contract import Finish
+from groundswell.core.measure import tpot_s
 from groundswell.model.errors import BadRequest
 from groundswell.model.work import Kind, Work, WorkState
 
@@ -101,9 +102,9 @@ class Metrics:
             self._pixels.add((model,), usage.pixels)
         if finish.ttft_s is not None and finish.state is WorkState.DONE:
             self._ttft_s.add((model,), finish.ttft_s)
-            if work.streaming and usage.output_tokens > 1:
-                rest_s = max(0.0, duration_s - finish.ttft_s)
-                self._tpot_s.add((model,), rest_s / (usage.output_tokens - 1))
+            pace_s = tpot_s(finish.ttft_s, max(finish.ttft_s, duration_s), usage.output_tokens)
+            if work.streaming and pace_s is not None:
+                self._tpot_s.add((model,), pace_s)
 
     def fleet(self, queued: int, running: int, nodes: dict[str, int], engines: dict[str, int]) -> None:
         """The state now; ``nodes`` and ``engines`` are counts by health (``healthy``, ``suspect``, ...)."""

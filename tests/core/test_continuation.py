@@ -23,7 +23,6 @@ from groundswell.core.continuation import (
     plan,
     same_fingerprint,
     stop_across_seam,
-    whole_characters,
 )
 from groundswell.model.money import Usage
 from groundswell.model.node import Continuation
@@ -153,34 +152,6 @@ def test_text_is_held_back_while_a_stop_string_may_still_complete() -> None:
     assert not may_span("and E", "ND", ["END"]), "complete: no longer a maybe"
     assert not may_span("and E", "x", ["END"])
     assert not may_span("and", "", ["END"])
-
-
-@pytest.mark.parametrize(
-    ("data", "whole"),
-    [
-        (b"", 0),
-        (b"abc", 3),
-        ("é".encode(), 2),
-        ("é".encode()[:1], 0),
-        ("a€".encode()[:2], 1),
-        ("a€".encode()[:3], 1),
-        ("a€".encode(), 4),
-        ("a😀".encode()[:4], 1),
-        ("a😀".encode(), 5),
-        (b"\x80\x80\x80\x80", 4),
-        (b"\xff", 1),
-    ],
-)
-def test_only_whole_characters_are_handed_on(data: bytes, whole: int) -> None:
-    """A character that the break cut in two is generated again; rubbish is passed as it is."""
-    assert whole_characters(data) == whole
-
-
-@given(st.text(max_size=20), st.integers(0, 80))
-def test_what_is_whole_decodes(text: str, cut: int) -> None:
-    """At any cut of any text, exactly the character that was cut in two is taken back."""
-    data = text.encode()[:cut]
-    assert data[: whole_characters(data)] == data.decode(errors="ignore").encode()
 
 
 def test_usage_is_what_one_undisturbed_attempt_would_have_had() -> None:

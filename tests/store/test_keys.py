@@ -32,8 +32,6 @@ async def test_a_key_speaks_for_its_tenant_with_its_scopes(ring: KeyRing) -> Non
     principal = await ring.find(token)
     assert principal == Principal(key.id, "acme", frozenset({Scope.INFERENCE, Scope.VIDEO}))
     assert ring.find_cached(token) == principal
-    assert principal.may(Scope.VIDEO)
-    assert not principal.may(Scope.ADMIN)
     [listed] = await ring.list("acme")
     assert (listed.name, listed.last4) == ("laptop", token[-4:])
 

@@ -176,21 +176,6 @@ def may_span(tail: str, text: str, stops: Sequence[str]) -> bool:
     )
 
 
-def whole_characters(data: bytes) -> int:
-    """How many leading bytes of UTF-8 ``data`` are whole characters; up to three more may be a begun one.
-
-    Only whole characters can be handed to an engine as text, so a character that the break cut in two
-    is taken back and generated again. Bytes that are no UTF-8 at all count as whole: they never get better.
-    """
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        wanted = 2 if byte & 0xE0 == 0xC0 else 3 if byte & 0xF0 == 0xE0 else 4 if byte & 0xF8 == 0xF0 else 1
-        return len(data) - back if wanted > back else len(data)
-    return len(data)
-
-
 def combined_usage(
     emitted: int, delivered: int, reported: Usage, prompt_tokens: int, allowed: int = 0
 ) -> Usage:

@@ -410,7 +410,6 @@ class _Seam:
     def __init__(self, tail: str, stops: tuple[str, ...]) -> None:
         self._tail = tail
         self._stops = stops
-        self._longest = max(len(stop) for stop in stops)
         self._text = ""
         self._held: list[chunks.Event] = []
         self.closed = False

@@ -38,7 +38,6 @@ from groundswell.store.keys import Principal, Scope
 from groundswell.wire.fetch import Fetcher
 
 UPLOAD_BYTES_MAX = 1 << 40  # The ceiling of what settings may allow; they say how much really.
-FORM_BYTES = 1 << 20  # What a form adds to its file.
 LIST_MAX = 100
 PROBES_MAX = 2  # Children that look at uploads at a time.
 KEY_CHARACTERS_MAX = 255

@@ -228,10 +228,6 @@ class Jobs:
 
         return await self._store.write(transaction)
 
-    async def fail_job(self, job_id: str, error: Mapping[str, Any]) -> bool:
-        """End an open job as failed; its open tasks are cancelled. False when it had ended before."""
-        return await self._store.write(lambda c: _finish(c, job_id, JobState.FAILED, self._now_ms(), error))
-
     async def cancel(self, job_id: str, tenant: str | None = None) -> Job:
         """End an open job as cancelled; a job that has ended stays as it is. Raises ``NotFound``."""
 

@@ -56,9 +56,6 @@ class Principal:
     scopes: frozenset[Scope]
     expires_ms: int | None = None
 
-    def may(self, scope: Scope) -> bool:
-        return scope in self.scopes
-
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:

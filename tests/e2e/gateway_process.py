@@ -93,6 +93,19 @@ class GatewayProcess:
         return self.process.wait(timeout=60)
 
 
+def one_emulated(speed: int, more: str = "") -> str:
+    """Settings for what strangers do to a gateway: one emulated engine of four slots offers ``m``, so many
+    times faster than a real one, and nothing waits long for it."""
+    return f"""
+{more}
+[queue]
+wait_s = 3
+[[nodes]]
+id = "n0"
+engines = [{{kind = "emulated", model = "m", slots = 4, speed = {speed}}}]
+"""
+
+
 @contextmanager
 def gateway_process(
     folder: Path,

@@ -20,24 +20,11 @@ from urllib.parse import urlsplit
 import mutants
 import psutil
 import pytest
-from gateway_process import GatewayProcess, gateway_process
+from gateway_process import GatewayProcess, gateway_process, one_emulated
 from watched_gateway import LATE_MS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(7200)]
 
-SETTINGS = """
-[queue]
-wait_s = 3
-[limits]
-blobs_bytes = 100000000
-[[nodes]]
-id = "n0"
-[[nodes.engines]]
-kind = "emulated"
-model = "m"
-slots = 4
-speed = 1000
-"""
 CONNECTIONS = 4
 ANSWER_S = 20.0  # For a whole request; what is no request may be waited for by the server, and is left.
 SILENCE_S = 0.1
@@ -190,7 +177,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     folder = tmp_path_factory.mktemp("fuzz")
     start = [str(Path(__file__).with_name("watched_gateway.py"))]
     env = {"WATCH_FILE": str(folder / "watch.json")}
-    with gateway_process(folder, SETTINGS, start=start, env=env) as running:
+    with gateway_process(
+        folder, one_emulated(1000, "[limits]\nblobs_bytes = 100000000"), start=start, env=env
+    ) as running:
         running.wait_for_model("m")
         running.process.send_signal(signal.SIGUSR1)  # From here on the loop is watched.
         yield running

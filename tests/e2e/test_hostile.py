@@ -12,26 +12,14 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from gateway_process import GatewayProcess, gateway_process
+from gateway_process import GatewayProcess, gateway_process, one_emulated
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
-
-SETTINGS = """
-[queue]
-wait_s = 3
-[[nodes]]
-id = "n0"
-[[nodes.engines]]
-kind = "emulated"
-model = "m"
-slots = 4
-speed = 50
-"""
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with gateway_process(tmp_path_factory.mktemp("hostile"), SETTINGS) as running:
+    with gateway_process(tmp_path_factory.mktemp("hostile"), one_emulated(50)) as running:
         running.wait_for_model("m")
         yield running
 
@@ -91,7 +79,7 @@ def test_a_second_gateway_on_the_same_data_is_refused(gateway: GatewayProcess) -
     """Two that lease the same jobs would do them twice; the first one goes on untouched."""
     with (
         pytest.raises(AssertionError, match="Another gateway"),
-        gateway_process(Path(gateway.folder), SETTINGS),
+        gateway_process(Path(gateway.folder), one_emulated(50)),
     ):
         pass
     with gateway.client() as client:

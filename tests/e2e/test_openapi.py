@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from gateway_process import GatewayProcess, gateway_process
+from gateway_process import GatewayProcess, gateway_process, one_emulated
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from schemathesis.checks import CHECKS, load_all_checks
@@ -22,17 +22,6 @@ from schemathesis.generation import GenerationMode
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-SETTINGS = """
-[queue]
-wait_s = 2
-[[nodes]]
-id = "n0"
-[[nodes.engines]]
-kind = "emulated"
-model = "m"
-slots = 4
-speed = 1000
-"""
 HONEST_5XX = (502, 503, 504)
 NAMES = (
     "status_code_conformance", "content_type_conformance", "response_headers_conformance",
@@ -43,7 +32,7 @@ load_all_checks()
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with gateway_process(tmp_path_factory.mktemp("openapi"), SETTINGS) as running:
+    with gateway_process(tmp_path_factory.mktemp("openapi"), one_emulated(1000)) as running:
         running.wait_for_model("m")
         yield running
 

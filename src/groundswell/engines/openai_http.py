@@ -36,8 +36,9 @@ ERROR_BYTES_MAX: Final = 64 << 10
 MESSAGE_CHARACTERS_MAX: Final = 500
 FRAME_BYTES: Final = 256 << 10
 LINGER_S: Final = 2.0
-# Besides two for each slot (one at work, one that has just ended and lingers): probes, and what is being cut.
-CONNECTIONS_SPARE: Final = 16
+# Besides two for each slot, one at work and one that has just ended and lingers. A thousand clients that leave at
+# once pass through the slots in one turn of the loop, and their connections count until the next has closed them.
+CONNECTIONS_SPARE: Final = 1024
 
 _FLAWED = "The engine sent a malformed answer."
 _TOOL_CALL = re.compile(rb'"(?:tool_calls"\s*:\s*\[\s*\{|function_call"\s*:\s*\{)')

@@ -30,7 +30,7 @@ CONNECT_TIMEOUT_S = 5.0
 # Python servers close idle connections after 5 s; ours go first, so that we seldom meet a closed one.
 IDLE_TIMEOUT_S = 4.0
 IDLE_MAX = 64  # Kept for each origin; more than this many at once is a burst that need not be kept warm.
-CONNECTIONS_MAX = 64  # All open connections of one client, until it is told how many are of use.
+CONNECTIONS_MAX = 1024  # All open connections of one client, until it is told how many are of use.
 HEAD_BYTES_MAX = 64 << 10
 HEADERS_MAX = 128
 

@@ -36,7 +36,7 @@ ERROR_BYTES_MAX: Final = 64 << 10
 MESSAGE_CHARACTERS_MAX: Final = 500
 FRAME_BYTES: Final = 256 << 10
 LINGER_S: Final = 2.0
-# Besides two for each slot, one at work and one that has just ended and lingers. A thousand clients that leave
+# Besides two for each slot: one at work and one that has ended and lingers. A thousand clients that leave
 # at once pass through the slots in one turn of the loop; their connections count until they are closed.
 CONNECTIONS_SPARE: Final = 1024
 

@@ -267,7 +267,7 @@ async def test_later_probes_ask_little_and_see_changes() -> None:
 
 @pytest.mark.parametrize("slots", [1, 10_000])
 async def test_connections_are_bounded_by_the_slots(slots: int) -> None:
-    """A box for one request must not be met by thousands, and one for ten thousand must not be refused its own."""
+    """A box for one request is not met by thousands, and one for ten thousand is not refused its own."""
     async with scripted([VLLM]) as server, engine_at(server.url, slots=slots) as engine:
         await engine.probe()
         assert 2 * slots < engine._client.connections_max <= 2 * slots + 1024

@@ -23,7 +23,7 @@ from groundswell.core.contract import Reason
 from groundswell.gateway import openapi, video
 from groundswell.gateway.app import Operations, application
 from groundswell.gateway.pipeline import Access, Guard, Pipeline
-from groundswell.telemetry import Metrics
+from groundswell.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from groundswell import telemetry
 from groundswell.core.contract import Finish
 from groundswell.model.money import Usage
 from groundswell.model.work import Kind, Work, WorkState
-from groundswell.telemetry import Metrics, Tracer, configure_logging, request_id
+from groundswell.telemetry.logs import configure_logging, request_id
+from groundswell.telemetry.metrics import LABEL_VALUES_MAX, OTHER, Metrics
+from groundswell.telemetry.traces import Tracer
 
 WORK = Work("work_1", Kind.CHAT, "small", "acme", 60.0, streaming=True, output_tokens_max=64)
 DONE = Finish(
@@ -73,10 +74,10 @@ def test_the_page_shows_requests_fleet_store_and_jobs() -> None:
 def test_clients_cannot_fill_the_memory_with_labels() -> None:
     """A model or path that somebody invents must not become a time series."""
     metrics = Metrics()
-    for i in range(telemetry.LABEL_VALUES_MAX):  # None of these may use up the bound for models that exist.
+    for i in range(LABEL_VALUES_MAX):  # None of these may use up the bound for models that exist.
         invented = Work(f"w{i}", Kind.CHAT, f"invented-{i}", "acme", 60.0)
         metrics.finished(invented, Finish(f"w{i}", WorkState.REFUSED, "model_not_found"), 0.0)
-    for i in range(telemetry.LABEL_VALUES_MAX * 3):
+    for i in range(LABEL_VALUES_MAX * 3):
         work = Work(f"w{i}", Kind.CHAT, f"model-{i}", "acme", 60.0)
         metrics.finished(work, DONE, 1.0)
         metrics.http(f"/path/{i}", 404, 0.0)
@@ -86,8 +87,8 @@ def test_clients_cannot_fill_the_memory_with_labels() -> None:
             sample.labels[label] for family in metrics.registry.collect() for sample in family.samples
             if label in sample.labels
         }  # fmt: skip
-        assert len(values) <= telemetry.LABEL_VALUES_MAX + 2
-        assert telemetry.OTHER in values
+        assert len(values) <= LABEL_VALUES_MAX + 2
+        assert OTHER in values
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_opentelemetry_is_not_needed_until_it_is_asked_for() -> None:
     """It is an extra; without it the word is what to install, not a stack of imports."""
     code = (
         "import sys; sys.modules['opentelemetry.exporter'] = None\n"
-        "from groundswell.telemetry import Tracer\n"
+        "from groundswell.telemetry.traces import Tracer\n"
         "assert not any(m.startswith('opentelemetry.sdk') for m in sys.modules)\n"
         "try:\n    Tracer('http://x')\n"
         "except Exception as error:\n    print(error.code, error.message)\n"

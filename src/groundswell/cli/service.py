@@ -117,7 +117,7 @@ def _locked(path: Path) -> TextIO | None:
 
 def _run(config: Config, log: TextIO, show: Callable[[Service, Profile], Awaitable[None]]) -> None:
     """Start, show, wait for a signal, drain, end. A second signal ends at once."""
-    from groundswell.telemetry import configure_logging
+    from groundswell.telemetry.logs import configure_logging
 
     configure_logging(config.telemetry.log_level, config.telemetry.log_format, log)
     try:

@@ -17,7 +17,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
-from groundswell import telemetry
 from groundswell.driver import Chance
 from groundswell.gateway import errors
 from groundswell.gateway.errors import Headers
@@ -34,6 +33,7 @@ from groundswell.model.errors import (
 )
 from groundswell.model.value import value
 from groundswell.store.keys import MISS, Miss, Principal, Scope
+from groundswell.telemetry import logs
 
 _log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class _Call:
         began_s = time.monotonic()
         headers = dict(self._scope["headers"])
         self._id = request_id(headers.get(b"x-request-id"))
-        telemetry.request_id.set(self._id)
+        logs.request_id.set(self._id)
         route, caller = "", NOBODY
         origins = self._guard._pipeline.origins
         self._origin_lines = origins.readable(headers)

@@ -34,7 +34,8 @@ from groundswell.model.errors import GroundswellError, InternalError
 from groundswell.model.work import Kind, Work
 from groundswell.store.keys import KeyRing
 from groundswell.store.ledger import UsageRow
-from groundswell.telemetry import Metrics, Tracer
+from groundswell.telemetry.metrics import Metrics
+from groundswell.telemetry.traces import Tracer
 from groundswell.wire.fetch import Fetcher, FetchRules
 from groundswell.wiring.fleet import Fleet, probe_url
 from groundswell.wiring.state import State, open_keys, open_state

@@ -11,7 +11,7 @@ from groundswell.core.batching import BatchingEngine
 from groundswell.core.estimate import PIXELS_PER_S, WARMUP_SAMPLES, Estimator, Key, Prediction
 from groundswell.core.profiles import PROFILES, Profile
 
-KEY: Key = ("node", "engine", "model")
+KEY: Key = "node\nengine\nmodel"
 
 
 @dataclass
@@ -54,7 +54,7 @@ def watch(prior: str, truth: Profile, rate_per_s: float, learn: int, check: int,
             prompt = max(8, int(chance.lognormvariate(0, 0.8) * 365))
             output = max(2, int(chance.expovariate(1 / 120)))
             waiting = sum(one.prompt for one in flying.values() if not one.tokens)
-            seen = estimator.predict(KEY, prior, prompt, output, waiting, len(flying))
+            seen = estimator.predict(KEY, prior, prompt, waiting, len(flying))
             flying[str(number)] = Seen(prompt, output, now_s, len(flying) + 1, seen)
             if len(done) >= learn and len(checked) < check:
                 checked.append(flying[str(number)])
@@ -135,11 +135,11 @@ def test_the_first_answers_of_an_engine_teach_nothing() -> None:
 def test_one_stall_is_soon_forgiven() -> None:
     """A single answer a hundred times too slow moves the prediction by less than a half."""
     estimator = Estimator()
-    before = estimator.predict(KEY, "h100-8b", 500, 100, 0, 0)
+    before = estimator.predict(KEY, "h100-8b", 500, 0, 0)
     for number in range(100):
         slow = 100.0 if number == 90 else 1.0
         estimator.observe(KEY, "h100-8b", 500, 100, before.ttft_s * slow, before.tpot_s * slow, 1)
-    after = estimator.predict(KEY, "h100-8b", 500, 100, 0, 0)
+    after = estimator.predict(KEY, "h100-8b", 500, 0, 0)
     assert after.ttft_s < 1.5 * before.ttft_s
     assert after.tpot_s < 1.5 * before.tpot_s
 
@@ -147,10 +147,10 @@ def test_one_stall_is_soon_forgiven() -> None:
 def test_more_in_flight_never_looks_faster() -> None:
     """The router spreads load by this; a busy engine must cost more, also beyond its places."""
     estimator = Estimator()
-    seen = [estimator.predict(KEY, "cpu", 200, 100, 0, n) for n in (0, 1, 4, 8, 16, 32)]
+    seen = [estimator.predict(KEY, "cpu", 200, 0, n) for n in (0, 1, 4, 8, 16, 32)]
     assert [one.ttft_s for one in seen] == sorted(one.ttft_s for one in seen)
     assert [one.tpot_s for one in seen] == sorted(one.tpot_s for one in seen)
-    waiting = estimator.predict(KEY, "cpu", 200, 100, 5000, 4)
+    waiting = estimator.predict(KEY, "cpu", 200, 5000, 4)
     assert waiting.ttft_s > seen[2].ttft_s
 
 
@@ -169,10 +169,10 @@ def test_nonsense_is_not_learned() -> None:
 def test_answers_of_one_token_teach_the_time_to_the_first() -> None:
     """They have no time between tokens, which must not be read as zero."""
     estimator = Estimator()
-    before = estimator.predict(KEY, "h100-8b", 500, 1, 0, 0)
+    before = estimator.predict(KEY, "h100-8b", 500, 0, 0)
     for _ in range(100):
         estimator.observe(KEY, "h100-8b", 500, 1, 2 * before.ttft_s, 0.0, 1)
-    after = estimator.predict(KEY, "h100-8b", 500, 1, 0, 0)
+    after = estimator.predict(KEY, "h100-8b", 500, 0, 0)
     assert after.ttft_s == pytest.approx(2 * before.ttft_s, rel=0.05)
     assert after.tpot_s > before.tpot_s
 
@@ -182,9 +182,9 @@ def test_keys_are_bounded_and_the_least_used_is_forgotten() -> None:
     estimator = Estimator(keys_max=2)
     for name in ("a", "b", "a", "c"):
         for _ in range(WARMUP_SAMPLES + 1):
-            estimator.observe((name, "", ""), "h100-8b", 500, 100, 1.0, 0.1, 1)
-    assert estimator.scales(("b", "", "")) == (1.0, 1.0, 1.0)
-    assert estimator.scales(("a", "", "")) != (1.0, 1.0, 1.0)
+            estimator.observe(name, "h100-8b", 500, 100, 1.0, 0.1, 1)
+    assert estimator.scales("b") == (1.0, 1.0, 1.0)
+    assert estimator.scales("a") != (1.0, 1.0, 1.0)
 
 
 def test_a_transcoder_is_predicted_by_its_own_pace() -> None:
@@ -199,7 +199,7 @@ def test_a_transcoder_is_predicted_by_its_own_pace() -> None:
 def test_waiting_for_a_place_is_not_taken_for_a_slow_engine() -> None:
     """A request beyond the engine's places waits for others to end; no step was slower for that."""
     estimator = Estimator()
-    before = estimator.predict(KEY, "cpu", 200, 100, 0, 0)
+    before = estimator.predict(KEY, "cpu", 200, 0, 0)
     for _ in range(100):
         estimator.observe(KEY, "cpu", 200, 100, 60.0, before.tpot_s, 20)
-    assert estimator.predict(KEY, "cpu", 200, 100, 0, 0).ttft_s <= before.ttft_s
+    assert estimator.predict(KEY, "cpu", 200, 0, 0).ttft_s <= before.ttft_s

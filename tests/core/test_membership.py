@@ -29,10 +29,23 @@ def test_a_first_report_brings_seats() -> None:
     town = Town()
     change = town.members.report(0.0, report("a"))
     assert change is not None
-    assert [one.key for one in change.added] == [("a", "e", "m")]
+    assert [one.key for one in change.added] == ["a\ne\nm"]
     (engine,) = town.members.engines()
     assert engine.free == 2
     assert engine.identity == ("a", 1, "e", 1)
+
+
+def test_machines_that_can_do_the_same_share_one_word_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand copies would be a good part of a node's memory, and of what a decision has to fetch."""
+    monkeypatch.setattr(membership, "CAPABILITIES_MAX", 2)
+    town = Town()
+    named = [MODEL, replace(MODEL), replace(MODEL, model="n"), replace(MODEL, model="o"), replace(MODEL)]
+    for number, capability in enumerate(named):
+        assert town.members.report(0.0, report(f"n{number}", capabilities=[capability])) is not None
+    kept = [seat.capability for engine in town.members.engines() for seat in engine.seats.values()]
+    assert kept == named
+    assert kept[0] is kept[1]
+    assert kept[4] is named[4], "beyond the bound they are gathered anew"
 
 
 def test_old_copies_and_ghosts_are_ignored() -> None:

@@ -102,7 +102,7 @@ class Oracle(Estimator):
         return Prediction(prompt_tokens / 1000, 2.0, 0.5)
 
     def predict_transcode_s(self, key: Any, pixels: int) -> float:
-        assert key == ("a", "e", "m")
+        assert key == "a\ne\nm"
         return pixels
 
 
@@ -270,6 +270,18 @@ def test_a_prompt_goes_back_to_where_its_beginning_is_cached() -> None:
     assert town.router.rank(ask)[0] is not seat
 
 
+def test_the_seat_that_has_most_of_a_prompt_is_looked_at_whoever_was_sent_a_part_of_it_since() -> None:
+    """In a large fleet it is hardly ever drawn, and what it has cached would be computed again."""
+    town = Town()
+    for number in range(300):
+        town.add(f"n{number}")
+    most, part = (town.members.nodes[name].engines["e"].seats["m"] for name in ("n7", "n8"))
+    town.router.memory.sent(0.0, (1, 2, 3), most)
+    town.router.memory.sent(0.0, (2,), part)
+    assert town.router.memory.depths((1, 2, 3)) == {most: 3, part: 2}
+    assert all("n7" in town.rank(draw=mix(draw), prefix=(1, 2, 3)) for draw in range(10))
+
+
 def test_the_tree_draws_in_proportion_to_free_slots() -> None:
     """A machine ten times as large gets ten times as much; a full one nothing."""
     town = Town()
@@ -281,6 +293,19 @@ def test_the_tree_draws_in_proportion_to_free_slots() -> None:
     assert 7 < drawn["b"] / drawn["a"] < 14
     assert Pool().sample(1) is None
     assert list(Pool().scan(1)) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 9, 64, 65, 600])
+def test_every_free_slot_is_drawn_by_its_own_part_of_the_draws(size: int) -> None:
+    """Also where the tree gets another branch or level: no seat is drawn for the slots of another."""
+    town = Town()
+    for number in range(size):
+        town.add(f"n{number}", slots=number % 4 + (size == 1))
+    pool = town.router.pools[KEY]
+    slots = [one for one in pool for _ in range(one.engine.slots)]
+    assert pool.free == len(slots)
+    drawn = [pool.sample(int((at + 0.5) / len(slots) * 2**64)) for at in range(len(slots))]
+    assert drawn == slots
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5)), max_size=40))

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from groundswell.core.chance import mix
+from groundswell.core.chance import GOLDEN, mix
 from groundswell.core.membership import Seat
 
 BUCKETS: Final = 512
+BUCKET_SHIFT: Final = 55  # Leaves the 9 best mixed bits of 64.
 BLOCKS_MAX: Final = 32  # Leading blocks of a prompt that are remembered: 2,048 tokens in blocks of 64.
 MEMORY_MAX: Final = 65_536  # Blocks, in two generations; 7 MB.
 TURN_S: Final = 600.0  # Caches of engines and hosted services keep what nobody asks for about as long.
@@ -48,7 +49,7 @@ class Owners:
 
     def of(self, block: int) -> Seat | None:
         """The seat that owns this block, None when there is no seat."""
-        bucket = mix(block) % BUCKETS
+        bucket = block * GOLDEN >> BUCKET_SHIFT & BUCKETS - 1  # Fibonacci hashing; blocks are hashes already.
         found = self._owner.get(bucket)
         if found is None:
             if not self._seats:
@@ -81,8 +82,9 @@ class Memory:
     def depths(self, prefix: tuple[int, ...]) -> dict[Seat, int]:
         """How many leading blocks each seat has probably cached: one sent block i was sent those before."""
         depths: dict[Seat, int] = {}
+        now, before = self._now, self._before
         for index, block in enumerate(prefix[:BLOCKS_MAX], start=1):
-            seat = self._now.get(block) or self._before.get(block)
+            seat = now.get(block) or before.get(block)
             if seat is None:
                 break
             depths[seat] = index

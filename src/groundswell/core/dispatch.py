@@ -224,7 +224,7 @@ class Dispatcher:
             work.prefix,
             draw,
             hint,
-            frozenset(entry.avoid),
+            entry.avoid,
         )
         seats = self.router.rank(ask)
         if not seats and entry.rank == RANK_LOST and hint is None:
@@ -413,7 +413,7 @@ class Dispatcher:
     def _failed(self, now_s: float, lease: Lease, fault: Fault, effects: list[Effect]) -> None:
         """This attempt is over by a fault: tell the breaker, free what it had, and decide how it goes on."""
         entry = lease.entry
-        entry.avoid.add(lease.identity)
+        entry.avoid |= {lease.identity}
         if fault is Fault.LOST:
             entry.deaths += 1
         elif not lease.accepted:
@@ -637,7 +637,7 @@ class Dispatcher:
         self._slots.touch(self._outliers.eject(now_s, engine))
         for one in leases:
             if one.entry.work.streaming and now_s - one.last_s >= HUNG_S:
-                one.entry.avoid.add(one.identity)
+                one.entry.avoid |= {one.identity}
                 one.entry.failures += 1
                 self._drop(now_s, one, effects)
                 self._move_on(now_s, one, effects, Fault.STALLED)

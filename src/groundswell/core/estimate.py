@@ -19,12 +19,12 @@ scale settles what the data leave open.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from groundswell.core.profiles import Profile, profile_named
-from groundswell.model.value import value
+from groundswell.core.profiles import DEFAULT_PROFILE, PROFILES, Profile, profile_named
 
-Key = tuple[str, str, str]  # node, engine, model
+Key = str  # of a seat: node, engine and model
 Terms = tuple[float, float, float]
 
 KEYS_MAX = 16_384  # about 1 kB each; beyond it the least recently used is forgotten
@@ -39,8 +39,7 @@ AHEAD = 0.65  # of the prompt tokens before us, the part that is still to do onc
 PIXELS_PER_S = 65e6  # prior: output pixels per core-second, summed over the renditions
 
 
-@value
-class Prediction:
+class Prediction(NamedTuple):
     """Seconds to the first token and per further token, and tokens per second of the whole engine then."""
 
     ttft_s: float
@@ -48,14 +47,35 @@ class Prediction:
     rate_tokens_s: float
 
 
+class _Steps(NamedTuple):
+    """How an engine of this profile steps with the mean request on it: what the equations take from both.
+
+    ``sequence_s`` is what one more sequence adds to a step, ``turnover_s`` what the prompts add that come in
+    its place: while one sequence makes O tokens, each of its neighbours ends once and a new prompt follows.
+    """
+
+    ingress_s: float
+    step_s: float
+    prompt_s: float
+    pair_s: float
+    sequence_s: float
+    turnover_s: float
+    tokens_max: int
+    places: int
+
+
 @dataclass(slots=True)
 class _Learned:
-    """What one engine taught us: the scales (base, prefill, sequence), and the sums that they come from."""
+    """What one engine taught us: the scales (base, prefill, sequence), and the sums that they come from.
+
+    The sums are those of least squares: ``xx`` has the products of the three terms with each other (upper
+    triangle, by rows), ``xy`` those with what was seen.
+    """
 
     slower: float = 1.0  # than the profile, all in all
-    scales: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    products: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(3)])
-    targets: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    scales: Terms = (1.0, 1.0, 1.0)
+    xx: tuple[float, float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    xy: Terms = (0.0, 0.0, 0.0)
     samples: int = 0
     prompt_tokens: float = 512.0
     output_tokens: float = 128.0
@@ -63,9 +83,14 @@ class _Learned:
     decode_s: float = 0.0
     pixels: float = PIXELS_PER_S
     pixels_s: float = 1.0
+    profile: str = ""
+    steps: _Steps | None = None  # for this profile and the means above
 
-
-_UNKNOWN = _Learned()  # only read: what we assume of an engine that taught us nothing
+    def steps_of(self, profile: str) -> _Steps:
+        """Kept, for it is asked for several times in each decision."""
+        if self.steps is None or profile != self.profile:
+            self.profile, self.steps = profile, _steps(profile_named(profile), self)
+        return self.steps
 
 
 class Estimator:
@@ -75,31 +100,27 @@ class Estimator:
         self._keys_max = keys_max
         self._learned: OrderedDict[Key, _Learned] = OrderedDict()
 
-    def predict(
-        self,
-        key: Key,
-        profile: str,
-        prompt_tokens: int,
-        output_tokens: int,
-        in_flight_prefill_tokens: int,
-        in_flight_sequences: int,
-        in_flight_context_tokens: int = 0,
-    ) -> Prediction:
-        """What a request would see if it were sent now.
+    def predict(self, key: Key, profile: str, prompt_tokens: int, ahead: int, sequences: int) -> Prediction:
+        """What a request with this prompt would see if it were sent now.
 
-        In flight is what runs on this engine already, ours not included: prompt tokens of requests that have
-        no first token yet, all sequences, and the context of those that decode (0: taken from the means).
+        In flight is what runs on this engine already, ours not included: ``ahead`` are prompt tokens of
+        requests that have no first token yet, ``sequences`` all requests.
         """
-        shape = profile_named(profile)
-        learned = self._learned.get(key, _UNKNOWN)
-        context = in_flight_context_tokens / max(1, in_flight_sequences) or _context(learned)
-        places = _places(shape, context)
-        beside = min(in_flight_sequences, places - 1)
-        tpot_s = _dot(learned.scales, _tpot_terms(shape, learned, beside + 1, context))
-        first = _ttft_terms(shape, prompt_tokens, in_flight_prefill_tokens, beside, context)
-        # Beyond the engine's places a request waits until enough of the others have ended.
-        queue_s = max(0, in_flight_sequences + 1 - places) * learned.output_tokens * tpot_s / places
-        return Prediction(_dot(learned.scales, first) + queue_s, tpot_s, (beside + 1) / tpot_s)
+        learned = self._learned.get(key)
+        if learned is None:
+            learned = _UNKNOWN.get(profile) or _NOTHING
+            profile = learned.profile
+        steps = learned.steps_of(profile)
+        base, prefill, sequence = learned.scales
+        places = steps.places
+        beside = sequences if sequences < places else places - 1
+        first, further = _terms(steps, prompt_tokens, ahead, beside)
+        ttft_s = base * first[0] + prefill * first[1] + sequence * first[2]
+        tpot_s = base * further[0] + prefill * further[1] + sequence * further[2]
+        if sequences >= places:
+            # Beyond the engine's places a request waits until enough of the others have ended.
+            ttft_s += (sequences + 1 - places) * learned.output_tokens * tpot_s / places
+        return Prediction(ttft_s, tpot_s, (beside + 1) / tpot_s)
 
     def observe(
         self,
@@ -119,29 +140,30 @@ class Estimator:
         learned.samples += 1
         if learned.samples <= WARMUP_SAMPLES:
             return
-        shape = profile_named(profile)
         pace = max(1.0 - FADE, 1.0 / (learned.samples - WARMUP_SAMPLES))
         learned.prompt_tokens += pace * (prompt_tokens - learned.prompt_tokens)
         learned.output_tokens += pace * (output_tokens - learned.output_tokens)
-        context = _context(learned)
         learned.ttft_s += pace * (ttft_s - learned.ttft_s)
         learned.decode_s += pace * ((output_tokens - 1) * tpot_s - learned.decode_s)
         # By Little's law, the share of sequences that wait for their first token is the share of that time.
         waiting = (sequences - 1) * learned.ttft_s / (learned.ttft_s + learned.decode_s)
         ahead = int(waiting * learned.prompt_tokens)
+        learned.steps = None
+        steps = learned.steps_of(profile)
+        first, further = _terms(steps, prompt_tokens, ahead, sequences - 1)
         _fade(learned)
         # What waited for a place says nothing about the speed of a step.
-        if sequences <= _places(shape, context):
-            _add(learned, _ttft_terms(shape, prompt_tokens, ahead, sequences - 1, context), ttft_s, 1.0)
+        if sequences <= steps.places:
+            _add(learned, first, ttft_s, 1.0)
         if tpot_s > 0:
             # A TPOT over few tokens is mostly chance; so each token counts the same, up to a bound.
             weight = min(WEIGHT_MAX, (output_tokens - 1) / learned.output_tokens)
-            _add(learned, _tpot_terms(shape, learned, sequences, context), tpot_s, weight)
+            _add(learned, further, tpot_s, weight)
         _solve(learned)
 
     def predict_transcode_s(self, key: Key, pixels: int) -> float:
         """Seconds that an engine takes for so many output pixels (frame size x frames, all renditions)."""
-        learned = self._learned.get(key, _UNKNOWN)
+        learned = self._learned.get(key, _NOTHING)
         return pixels * learned.pixels_s / learned.pixels
 
     def observe_transcode(self, key: Key, pixels: int, seconds: float) -> None:
@@ -154,8 +176,7 @@ class Estimator:
 
     def scales(self, key: Key) -> Terms:
         """The learned scales of base, prefill and sequence; all 1 before anything was learned."""
-        base, prefill, sequence = self._learned.get(key, _UNKNOWN).scales
-        return base, prefill, sequence
+        return self._learned.get(key, _NOTHING).scales
 
     def _of(self, key: Key) -> _Learned:
         learned = self._learned.setdefault(key, _Learned())
@@ -165,63 +186,77 @@ class Estimator:
         return learned
 
 
-def _context(learned: _Learned) -> float:
-    """The mean context of a decoding sequence: its prompt and half of its output."""
-    return learned.prompt_tokens + learned.output_tokens / 2
-
-
-def _places(shape: Profile, context: float) -> int:
-    """How many sequences of that context run at once: as many as have a place and KV cache."""
-    return max(1, min(shape.sequences_max, int(shape.kv_tokens / max(1.0, context))))
-
-
-def _tpot_terms(shape: Profile, learned: _Learned, sequences: int, context: float) -> Terms:
-    # While one sequence makes O tokens, each of its neighbours ends once and a new prompt takes its place.
-    prefill = sequences * learned.prompt_tokens / max(1.0, learned.output_tokens)
-    return shape.c0_s, shape.b_s * prefill, sequences * (shape.d_s + shape.e_s * context)
-
-
-def _ttft_terms(shape: Profile, prompt: int, ahead: int, beside: int, context: float) -> Terms:
-    # Some of what is ahead is in the running step, or is done while our request is being taken in. The share
-    # was found with core.batching under Poisson arrivals; it is right within 7 % from 10 to 70 % load.
-    todo = prompt + int(AHEAD * ahead)
-    room = max(1, shape.step_tokens_max - beside)
-    steps = -(-todo // room) + (0.5 if beside else 0.0)
-    prefill = shape.b_s * todo + shape.a2_s * prompt * prompt / 2
-    return (
-        shape.ingress_s + steps * shape.c0_s,
-        prefill,
-        steps * beside * (shape.d_s + shape.e_s * context),
+def _steps(shape: Profile, learned: _Learned) -> _Steps:
+    """The profile with the mean request put in: its prompt, and half of its output as context."""
+    context = learned.prompt_tokens + learned.output_tokens / 2
+    # As many sequences of that context run at once as have a place and KV cache.
+    places = min(shape.sequences_max, int(shape.kv_tokens / max(1.0, context)))
+    return _Steps(
+        shape.ingress_s,
+        shape.c0_s,
+        shape.b_s,
+        shape.a2_s / 2,
+        shape.d_s + shape.e_s * context,
+        shape.b_s * learned.prompt_tokens / max(1.0, learned.output_tokens),
+        shape.step_tokens_max,
+        max(1, places),
     )
 
 
-def _dot(scales: list[float], terms: Terms) -> float:
-    return scales[0] * terms[0] + scales[1] * terms[1] + scales[2] * terms[2]
+def _terms(steps: _Steps, prompt: int, ahead: int, beside: int) -> tuple[Terms, Terms]:
+    """Both equations: what each scale is multiplied with in TTFT, and in TPOT."""
+    ingress_s, step_s, prompt_s, pair_s, sequence_s, turnover_s, tokens_max, _ = steps
+    # Some of what is ahead is in the running step, or is done while our request is being taken in. The share
+    # was found with core.batching under Poisson arrivals; it is right within 7 % from 10 to 70 % load.
+    todo = prompt + int(AHEAD * ahead)
+    room = tokens_max - beside if beside < tokens_max else 1
+    count = -(-todo // room) + (0.5 if beside else 0.0)
+    prefill_s = prompt_s * todo + pair_s * prompt * prompt
+    first = (ingress_s + count * step_s, prefill_s, count * beside * sequence_s)
+    sequences = beside + 1
+    return first, (step_s, sequences * turnover_s, sequences * sequence_s)
 
 
 def _fade(learned: _Learned) -> None:
-    learned.targets = [FADE * value for value in learned.targets]
-    learned.products = [[FADE * value for value in row] for row in learned.products]
+    a, b, c, d, e, f = learned.xx
+    learned.xx = (FADE * a, FADE * b, FADE * c, FADE * d, FADE * e, FADE * f)
+    a, b, c = learned.xy
+    learned.xy = (FADE * a, FADE * b, FADE * c)
 
 
 def _add(learned: _Learned, terms: Terms, seen_s: float, weight: float) -> None:
-    predicted = _dot(learned.scales, terms)
+    base, prefill, sequence = learned.scales
+    x, y, z = terms
+    predicted = base * x + prefill * y + sequence * z
     seen_s = min(seen_s, OUTLIER * predicted)
-    learned.slower += (1.0 - FADE) * weight * (seen_s / sum(terms) - learned.slower)
-    row = [term / predicted for term in terms]
+    learned.slower += (1.0 - FADE) * weight * (seen_s / (x + y + z) - learned.slower)
+    x, y, z = x / predicted, y / predicted, z / predicted
+    a, b, c, d, e, f = learned.xx
+    wx, wy, wz = weight * x, weight * y, weight * z
+    learned.xx = (a + wx * x, b + wx * y, c + wx * z, d + wy * y, e + wy * z, f + wz * z)
     target = seen_s / predicted
-    for i in range(3):
-        learned.targets[i] += weight * row[i] * target
-        for j in range(3):
-            learned.products[i][j] += weight * row[i] * row[j]
+    a, b, c = learned.xy
+    learned.xy = (a + wx * target, b + wy * target, c + wz * target)
 
 
 def _solve(learned: _Learned) -> None:
     """Projected Gauss-Seidel: least squares within bounds, a few sweeps from where we were."""
+    base, prefill, sequence = learned.scales
+    xx, xy, xz, yy, yz, zz = learned.xx
+    pull = PRIOR_WEIGHT * learned.slower
+    x, y, z = (one + pull for one in learned.xy)
+    xx, yy, zz = xx + PRIOR_WEIGHT, yy + PRIOR_WEIGHT, zz + PRIOR_WEIGHT
     for _ in range(SWEEPS):
-        for i in range(3):
-            rest = sum(learned.products[i][j] * learned.scales[j] for j in range(3) if j != i)
-            scale = (learned.targets[i] + PRIOR_WEIGHT * learned.slower - rest) / (
-                learned.products[i][i] + PRIOR_WEIGHT
-            )
-            learned.scales[i] = min(SCALE_MAX, max(SCALE_MIN, scale))
+        base = _within((x - xy * prefill - xz * sequence) / xx)
+        prefill = _within((y - xy * base - yz * sequence) / yy)
+        sequence = _within((z - xz * base - yz * prefill) / zz)
+    learned.scales = (base, prefill, sequence)
+
+
+def _within(scale: float) -> float:
+    return SCALE_MIN if scale < SCALE_MIN else SCALE_MAX if scale > SCALE_MAX else scale
+
+
+# What we assume of engines that taught us nothing; only read.
+_UNKNOWN = {name: _Learned(profile=name) for name in PROFILES}
+_NOTHING = _UNKNOWN[DEFAULT_PROFILE]

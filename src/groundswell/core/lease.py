@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from groundswell.core.membership import Engine, Seat
+from groundswell.core.membership import Engine, Identity, Seat
 from groundswell.core.patience import GAP_MAX_S, GAP_MIN_S
 from groundswell.core.routing import Need
 from groundswell.core.timers import NEVER, Alarm
@@ -53,7 +53,7 @@ class Lease(Alarm):
     )  # fmt: skip
 
     def __init__(self, entry: Entry, attempt: int, seat: Seat, now_s: float) -> None:
-        super().__init__()
+        self.due_s = self.queued_s = NEVER
         self.entry = entry
         self.attempt = attempt
         self.seat = seat
@@ -159,7 +159,7 @@ class Entry(Alarm):
     )  # fmt: skip
 
     def __init__(self, work: Work, draw: int, now_s: float, need: Need, rank: int, units: int) -> None:
-        super().__init__()
+        self.due_s = self.queued_s = NEVER  # As Alarm has them, without a call for each work.
         self.work = work
         self.draw = draw
         self.arrived_s = now_s
@@ -181,4 +181,4 @@ class Entry(Alarm):
         self.fingerprint = ""
         self.lost_s = -NEVER
         self.waiting = False
-        self.avoid: set[tuple[str, int, str, int]] = set()
+        self.avoid: frozenset[Identity] = frozenset()

@@ -30,9 +30,10 @@ SUSPECT_S: Final = 6.0  # Three heartbeats of 2 s.
 DEAD_S: Final = 10.0
 DOUBT_S: Final = 10.0  # A node finds a stopped engine within 4 s; one still well after this had a bad moment.
 NODES_MAX: Final = 16_384  # Nodes remembered; the longest dead are forgotten first, with their generation.
+CAPABILITIES_MAX: Final = 4_096  # Different ones kept to be shared; beyond it they are gathered anew.
 
 AttemptKey = tuple[str, int]
-SeatKey = tuple[str, str, str]
+Identity = tuple[str, int, str, int]
 
 
 class Standing(StrEnum):
@@ -44,16 +45,15 @@ class Standing(StrEnum):
 
 
 class Seat:
-    """One model on one engine: what routing chooses between. ``places`` is kept by the pools it is in."""
+    """One model on one engine: what routing chooses between."""
 
-    __slots__ = ("capability", "engine", "key", "places", "salt")
+    __slots__ = ("capability", "engine", "key", "salt")
 
     def __init__(self, engine: Engine, capability: Capability) -> None:
         self.engine = engine
         self.capability = capability
-        self.key: SeatKey = (engine.node.node_id, engine.engine_id, capability.model)
-        self.salt = name_hash("\n".join(self.key))
-        self.places: list[int] = []
+        self.key = "\n".join((engine.node.node_id, engine.engine_id, capability.model))
+        self.salt = name_hash(self.key)
 
 
 class Engine:
@@ -87,7 +87,7 @@ class Engine:
         self.breaker = breaker
 
     @property
-    def identity(self) -> tuple[str, int, str, int]:
+    def identity(self) -> Identity:
         """This very process: (node, its generation, engine, its generation)."""
         return (self.node.node_id, self.node.generation, self.engine_id, self.generation)
 
@@ -153,6 +153,7 @@ class Members:
     def __init__(self, timers: Timers) -> None:
         self.nodes: dict[str, Node] = {}
         self._timers = timers
+        self._capabilities: dict[Capability, Capability] = {}
 
     def engines(self) -> Iterator[Engine]:
         """Every engine of every node that is not dead, in the order in which they were first heard of."""
@@ -245,9 +246,15 @@ class Members:
                 change.removed.append(engine.seats.pop(model))
         for model, capability in capabilities.items():
             if model not in engine.seats:
-                seat = engine.seats[model] = Seat(engine, capability)
+                seat = engine.seats[model] = Seat(engine, self._shared(capability))
                 change.added.append(seat)
         change.touched.append(engine)
+
+    def _shared(self, capability: Capability) -> Capability:
+        """The one object for all that are equal: most machines of a fleet can do the same."""
+        if len(self._capabilities) >= CAPABILITIES_MAX:
+            self._capabilities = {}
+        return self._capabilities.setdefault(capability, capability)
 
     def _forget_one(self) -> None:
         if len(self.nodes) > NODES_MAX:

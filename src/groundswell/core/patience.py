@@ -24,7 +24,7 @@ def first_limit_s(router: Router, seat: Seat, ask: Ask, work: Work) -> float:
         ahead = ask.pixels + seat.engine.backlog
         expected_s = router.estimator.predict_transcode_s(seat.key, ahead)
     else:
-        ttft_s, tpot_s, _ = router.predict(seat, ask.prompt_tokens, ask.output_tokens)
+        ttft_s, tpot_s, _ = router.predict(seat, ask.prompt_tokens)
         if work.streaming:
             return _clamp(4.0 * ttft_s + 2.0, FIRST_MIN_S, FIRST_MAX_S)
         expected_s = ttft_s + tpot_s * (work.output_tokens_max or seat.capability.context_tokens)

@@ -101,4 +101,4 @@ class WaitingRoom:
 
     def waits(self, need: Need) -> bool:
         """Whether somebody with these needs waits already."""
-        return need in self._lanes.get(need.pool, {})
+        return self.works > 0 and need in self._lanes.get(need.pool, {})

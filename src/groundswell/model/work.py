@@ -15,6 +15,8 @@ class Kind(StrEnum):
     EMBEDDING = "embedding"
     TRANSCODE = "transcode"
 
+    __hash__ = str.__hash__  # An enum's own is a Python function, and every decision looks kinds up.
+
 
 class WorkClass(StrEnum):
     """How urgent it is, most urgent first."""

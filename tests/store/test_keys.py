@@ -13,7 +13,7 @@ from hand_clock import HandClock
 
 from groundswell.model.errors import BadRequest, Forbidden, NotFound
 from groundswell.store import keys
-from groundswell.store.keys import MISS, STALE_S, KeyRing, Principal, Scope, load_secret
+from groundswell.store.keys import MISS, REFRESH_S, STALE_S, KeyRing, Principal, Scope, load_secret
 from groundswell.store.sql import Store
 
 SECRET = b"s" * 32
@@ -109,6 +109,28 @@ async def test_a_revoked_key_is_dead_at_once_here_and_within_a_second_elsewhere(
         await ring.revoke("key_unknown")
     with pytest.raises(NotFound):
         await ring.revoke(key.id, tenant="other")
+
+
+async def test_requests_with_a_key_in_use_never_wait_for_the_store(
+    ring: KeyRing, store: Store, clock: HandClock
+) -> None:
+    """Under load its answer takes long; that the key was revoked elsewhere is found out all the same."""
+    other = KeyRing(store, SECRET, clock, clock)
+    token, key = await ring.create("acme", "laptop", ALL)
+    principal = await other.find(token)
+    for _ in range(5):
+        clock.now_s += REFRESH_S
+        assert other.find_cached(token) == principal
+        await _questions_to_the_store()
+    await ring.revoke(key.id)
+    clock.now_s += REFRESH_S
+    assert other.find_cached(token) == principal
+    await _questions_to_the_store()
+    assert other.find_cached(token) is None
+
+
+async def _questions_to_the_store() -> None:
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
 
 async def test_a_key_minted_with_a_key_dies_with_it(ring: KeyRing) -> None:

@@ -35,6 +35,9 @@ CHECK_CHARACTERS = 8
 KEY_CHARACTERS = len(PREFIX) + CHANCE_CHARACTERS + CHECK_CHARACTERS
 ALPHABET = string.ascii_letters + string.digits
 STALE_S = 1.0  # How long a key revoked by another process may still be let in.
+REFRESH_S = (
+    0.5  # From then on the store is asked again, beside the requests, so that none has to wait for it.
+)
 CACHED_KEYS_MAX = 10_000
 NAME_CHARACTERS_MAX = 128
 
@@ -85,7 +88,9 @@ class KeyRing:
     """Mints, finds, lists and revokes keys. ``find_cached`` is for the hot path: no waiting, ~2 µs.
 
     Both what is found and what is known to be invalid are remembered for ``STALE_S``, at most
-    ``CACHED_KEYS_MAX`` keys; what this process revokes is forgotten at once.
+    ``CACHED_KEYS_MAX`` keys; what this process revokes is forgotten at once. A key in constant use is asked
+    for again before that time is over: under load an answer of the store takes many times what a request
+    takes, and all the key's requests would wait for it every second.
     """
 
     def __init__(
@@ -107,16 +112,16 @@ class KeyRing:
 
     def find_cached(self, token: str) -> Principal | Literal[Miss.MISS] | None:
         """The principal of a valid key, None for an invalid one, MISS when the store must be asked."""
-        entry = self._cache.get(self._mark(token))
-        if entry is None or self._monotonic() - entry[0] >= STALE_S:
+        mark = self._mark(token)
+        entry = self._cache.get(mark)
+        age_s = STALE_S if entry is None else self._monotonic() - entry[0]
+        if entry is None or age_s >= STALE_S:
             return MISS if self._is_ours(token) else None
         principal = entry[1]
-        if (
-            principal is not None
-            and principal.expires_ms is not None
-            and principal.expires_ms <= self._now_ms()
-        ):
+        if principal is None or (principal.expires_ms is not None and principal.expires_ms <= self._now_ms()):
             return None
+        if age_s >= REFRESH_S:
+            self._asking(token, mark)
         return principal
 
     async def find(self, token: str) -> Principal | None:
@@ -126,12 +131,16 @@ class KeyRing:
         known = self.find_cached(token)
         if known is not MISS:
             return known
-        mark = self._mark(token)
+        # Who gives up does not take the answer from the others.
+        return await asyncio.shield(self._asking(token, self._mark(token)))
+
+    def _asking(self, token: str, mark: bytes) -> asyncio.Future[Principal | None]:
+        """The one question to the store about this key that is under way."""
         asked = self._asked.get(mark)
         if asked is None:
             asked = self._asked[mark] = asyncio.ensure_future(self._ask(token, mark))
             asked.add_done_callback(lambda done: self._answered(mark, done))
-        return await asyncio.shield(asked)  # Who gives up does not take the answer from the others.
+        return asked
 
     async def _ask(self, token: str, mark: bytes) -> Principal | None:
         digest, asked_s = self._digest(token), self._monotonic()

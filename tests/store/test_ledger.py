@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from groundswell.model.money import Price, Usage, cost_nano
 from groundswell.model.work import WorkState
 from groundswell.store import ledger
-from groundswell.store.ledger import AMOUNT_MAX, Settler, Total, UsageRow, settle, settle_all, totals
+from groundswell.store.ledger import (
+    AMOUNT_MAX,
+    STATEMENT_ROWS,
+    Settler,
+    Total,
+    UsageRow,
+    settle,
+    settle_all,
+    totals,
+)
 from groundswell.store.sql import Store
 
 
@@ -42,6 +51,21 @@ async def test_a_group_with_one_that_was_settled_keeps_the_others(store: Store) 
     await store.write(lambda c: settle(c, row("a")))
     assert await store.write(lambda c: settle_all(c, [row("a"), row("b"), row("c")])) == 2
     assert await count(store) == 3
+
+
+@pytest.mark.parametrize("size", [1, STATEMENT_ROWS, STATEMENT_ROWS + 1, 3 * STATEMENT_ROWS - 1])
+async def test_each_row_of_a_group_is_written_as_it_is_whatever_its_size(store: Store, size: int) -> None:
+    """A group is cut into statements of many rows each; none may be lost or mixed with another there."""
+    rows = [row(f"w{i}", tokens=i, model=f"m{i}", attempts=i + 1) for i in range(size)]
+    assert await store.write(lambda c: settle_all(c, rows)) == size
+    query = sa.text(
+        "SELECT work_id, model, input_tokens, output_tokens, cost_nano, attempts, state FROM usage"
+    )
+    written = {tuple(one) for one in await store.read(lambda c: c.execute(query).all())}
+    assert written == {
+        (f"w{i}", f"m{i}", i, 2 * i, cost_nano(one.usage, one.price), i + 1, "done")
+        for i, one in enumerate(rows)
+    }
 
 
 async def test_the_database_itself_refuses_negative_money(store: Store) -> None:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,22 +15,26 @@ from sqlalchemy import Connection
 
 from groundswell.model.errors import GroundswellError
 from groundswell.model.money import Price, Usage, cost_nano
+from groundswell.model.value import value
 from groundswell.model.work import ENDED, WorkState
 from groundswell.store.schema import usage as usage_table
 from groundswell.store.sql import Store
 
-_LENGTHS = [
-    (column.name, column.type.length)
+_LENGTHS = {
+    column.name: column.type.length
     for column in usage_table.columns
     if isinstance(column.type, sa.String) and column.type.length is not None
-]
+}
+_LENGTH_MIN = min(_LENGTHS.values())  # What is no longer than this fits everywhere.
+_INTEGERS = frozenset({int})
 AMOUNT_MAX = 2**63 - 1  # What the database's integers hold.
 FLUSH_S = 0.25  # A kill may cost the usage rows of this long; well inside the promised second.
 GROUP_ROWS_MAX = 500
+STATEMENT_ROWS = 50  # In one statement; 999 values is the least that a build of SQLite may be limited to.
 WAITING_ROWS_MAX = 100_000  # About 50 MB while the disk is full; beyond it the oldest are given up.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UsageRow:
     """What one work used and cost. ``cost_nano`` is computed at settlement from the frozen price."""
 
@@ -51,17 +57,22 @@ class UsageRow:
         usage, price = self.usage, self.price
         cost = cost_nano(usage, price)
         object.__setattr__(self, "cost_nano", cost)
-        for amount in (
+        amounts = (
             usage.input_tokens, usage.output_tokens, usage.pixels, usage.media_ms, price.input_nano,
             price.output_nano, price.pixel_nano, cost, self.attempts, self.continued,
-        ):  # fmt: skip
-            if type(amount) is not int:
-                raise ValueError("amounts are whole numbers")
-            if not 0 <= amount <= AMOUNT_MAX:
-                raise ValueError("an amount is negative or beyond 2^63")
+        )  # fmt: skip
+        if not _INTEGERS.issuperset(map(type, amounts)):
+            raise ValueError("amounts are whole numbers")
+        if min(amounts) < 0 or max(amounts) > AMOUNT_MAX:
+            raise ValueError("an amount is negative or beyond 2^63")
         if self.state not in ENDED:
             raise ValueError("only a work that has ended is settled")
-        for name, length in _LENGTHS:
+        names = (self.work_id, self.tenant, self.key_id, self.model, self.node_id, self.engine_id, self.kind)
+        if max(map(len, names)) > _LENGTH_MIN:
+            self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        for name, length in _LENGTHS.items():
             if len(getattr(self, name)) > length:
                 raise ValueError(f"{name} is longer than {length} characters")
 
@@ -92,12 +103,9 @@ def settle_all(connection: Connection, rows: Sequence[UsageRow]) -> int:
     """Settle many; returns how many were new. One statement when, as usual, none was settled before."""
     try:
         with connection.begin_nested():
-            statement, order = _compiled(connection.dialect)
-            values = [_values(row) for row in rows]
             # Straight to the driver: what SQLAlchemy does for each row costs more than the database.
-            connection.exec_driver_sql(
-                statement, [tuple([one[name] for name in order]) for one in values] if order else values
-            )
+            for at in range(0, len(rows), STATEMENT_ROWS):
+                connection.exec_driver_sql(*_insertion(connection.dialect, rows[at : at + STATEMENT_ROWS]))
     except sa.exc.IntegrityError:
         return sum(settle(connection, row) for row in rows)
     return len(rows)
@@ -212,11 +220,25 @@ class Settler:
 _insert = usage_table.insert()  # Made once, so that its compiled form is found again.
 
 
+def _insertion(dialect: sa.Dialect, rows: Sequence[UsageRow]) -> tuple[str, Any]:
+    """A statement that writes these rows, as the driver wants it, and its values.
+
+    All rows in one statement where the driver takes values in order: SQLite's lets go of the interpreter at
+    each one and gets it back only when the event loop pauses."""
+    statement, one, order = _compiled(dialect)
+    if not order:
+        return statement + one, [_values(row) for row in rows]
+    in_order = itemgetter(*order)
+    values = tuple(chain.from_iterable([in_order(_values(row)) for row in rows]))
+    return statement + ", ".join([one] * len(rows)), values
+
+
 @lru_cache(2)
-def _compiled(dialect: sa.Dialect) -> tuple[str, Sequence[str]]:
-    """The insertion as the driver wants it, and the order of its values where they have no names."""
+def _compiled(dialect: sa.Dialect) -> tuple[str, str, Sequence[str]]:
+    """The insertion up to its values, one row of placeholders, and the order of those without names."""
     compiled = _insert.compile(dialect=dialect)
-    return str(compiled), getattr(compiled, "positiontup", None) or ()
+    head, values, one = str(compiled).partition("VALUES ")
+    return head + values, one, getattr(compiled, "positiontup", None) or ()
 
 
 def _is_settled(connection: Connection, work_id: str) -> bool:
@@ -231,6 +253,6 @@ def _values(row: UsageRow) -> dict[str, Any]:
         "input_tokens": row.usage.input_tokens, "output_tokens": row.usage.output_tokens,
         "pixels": row.usage.pixels, "media_ms": row.usage.media_ms,
         "price_input_nano": row.price.input_nano, "price_output_nano": row.price.output_nano,
-        "price_pixel_nano": row.price.pixel_nano, "cost_nano": row.cost_nano, "state": row.state.value,
+        "price_pixel_nano": row.price.pixel_nano, "cost_nano": row.cost_nano, "state": str(row.state),
         "attempts": row.attempts, "continued": row.continued, "created_ms": row.created_ms,
     }  # fmt: skip

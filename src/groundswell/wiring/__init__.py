@@ -152,7 +152,7 @@ class _Ends:
 
 def _usage_row(work: Work, finish: Finish, tenant: str, key_id: str) -> UsageRow:
     return UsageRow(
-        work.id, tenant, key_id, work.kind.value, work.model, int(time.time() * 1000), finish.node_id,
+        work.id, tenant, key_id, str(work.kind), work.model, int(time.time() * 1000), finish.node_id,
         finish.engine_id, finish.usage, finish.price, finish.state, finish.attempts, finish.continued,
     )  # fmt: skip
 

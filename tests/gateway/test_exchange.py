@@ -272,13 +272,15 @@ async def test_long_streams_are_remembered_as_their_text(
     work = await stream.begin()
     script = stream.script
     script.offer(work)
-    for index in range(50):
-        script.send(work, chunk({"content": f"{index} "}))
+    odd = ('"', "\n", "\\", "é\u2028", "", '"model":"engine/llama"', "\U0001f600", "\\u0041")
+    texts = [f"{index} {odd[index % len(odd)]}" for index in range(50)]
+    for text in texts:
+        script.send(work, chunk({"content": text}))
     payload = script.offer(work, attempt=2, emitted=50)
     assert payload.emitted is not None
-    assert payload.emitted.text == "".join(f"{index} " for index in range(50))
+    assert payload.emitted.text == "".join(texts)
     script.done(work)
-    await stream.events()
+    assert said(await stream.events()) == "".join(texts)
 
 
 async def test_a_stream_whose_client_is_behind_is_remembered_as_its_text(gateway: Gateway) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundswell.wire.sse import EventSplitter, EventTooLarge, payloads
+from groundswell.wire.sse import EventSplitter, EventTemplate, EventTooLarge, payloads
 
 STREAM = (
     b'data: {"a":1}\n\n: a comment\n\ndata: two\r\n\r\nevent: x\rdata: three\r\r'
@@ -58,3 +58,52 @@ def test_payloads_join_data_lines_and_leave_the_rest_out() -> None:
         b'{"a":1}', b"two", b"three", b"first\nsecond", b"no space",
         '{"text":"\\n\\n é"}'.encode(), b"[DONE]",
     ]  # fmt: skip
+
+
+HEAD = b'data: {"id":"c","choices":[{"delta":{"content":"'
+TAIL = b'"},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize("text", [b"word", b" ", b"\\n", b"\\\\ and \\u00e9", "é".encode()])
+def test_an_event_that_differs_in_its_text_alone_is_known(text: bytes) -> None:
+    """Most of a stream is such events; all that was found out about the first holds for them."""
+    template = EventTemplate.of(HEAD + b"first" + TAIL)
+    assert template is not None
+    assert template.text(HEAD + text + TAIL) == text
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        HEAD + TAIL,
+        HEAD + b"a" + TAIL.replace(b"null", b'"stop"'),
+        HEAD + b"a" + TAIL + HEAD + b"b" + TAIL,
+        HEAD + b'a","tool_calls":[{"x":"b' + TAIL,
+        HEAD + b"a\\" + TAIL,
+        HEAD + b"a\ndata: b" + TAIL,
+        HEAD + b"a\rdata: b" + TAIL,
+        HEAD + b"a" + TAIL[:-1],
+        b": a comment\n\n",
+    ],
+)
+def test_an_event_that_may_say_anything_else_is_not_taken_for_a_text(block: bytes) -> None:
+    """What passes as a text is not looked at again, so nothing else may pass as one."""
+    template = EventTemplate.of(HEAD + b"first" + TAIL)
+    assert template is not None
+    assert template.text(block) is None
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b'data: {"choices":[]}\n\n',
+        HEAD + TAIL,
+        HEAD + b"a" + TAIL + HEAD + b"b" + TAIL,
+        HEAD + b"a" + TAIL[:-2] + b"\r\n\r\n",
+        b'data: {"choices":[{"delta":{"content":"a"}},{"delta":{"content":"b"}}]}\n\n',
+        b": x\n\n" + HEAD + b"a" + TAIL,
+    ],
+)
+def test_only_one_event_with_one_text_is_learned_from(block: bytes) -> None:
+    """Of anything more it would not be known which text is meant."""
+    assert EventTemplate.of(block) is None

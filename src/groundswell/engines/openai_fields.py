@@ -6,6 +6,7 @@ that nobody asked for. So only fields on its list are forwarded; the others were
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 from groundswell.model.errors import UpstreamError
@@ -70,8 +71,7 @@ PATHS: Final = {
 def request_body(flavour: str, capability: Capability, payload: Payload) -> dict[str, Any]:
     """The request as this engine is sent it. Raises ``UpstreamError`` when it cannot be continued there."""
     kind = payload.kind
-    extra = _EMBEDDING_EXTRA if kind is Kind.EMBEDDING else _EXTRA
-    allowed = _STANDARD[kind] | extra.get(flavour, frozenset())
+    allowed = _allowed(flavour, kind)
     body = {name: value for name, value in payload.body.items() if name in allowed and value is not None}
     body["model"] = capability.engine_model
     if kind is Kind.EMBEDDING:
@@ -84,6 +84,12 @@ def request_body(flavour: str, capability: Capability, payload: Payload) -> dict
             raise UpstreamError("This engine cannot continue a text.", code="stream_interrupted")
         _continue(flavour, body, kind, payload.emitted.text)
     return body
+
+
+@cache
+def _allowed(flavour: str, kind: Kind) -> frozenset[str]:
+    extra = _EMBEDDING_EXTRA if kind is Kind.EMBEDDING else _EXTRA
+    return _STANDARD[kind] | extra.get(flavour, frozenset())
 
 
 def _continue(flavour: str, body: dict[str, Any], kind: Kind, text: str) -> None:

@@ -27,8 +27,8 @@ from groundswell.model.messages import Fault
 from groundswell.model.money import Price, Usage
 from groundswell.model.node import Capability
 from groundswell.ports import EngineInfo, Payload, Sink
-from groundswell.wire.http_client import Headers, HttpClient, HttpError, Request, split_url
-from groundswell.wire.sse import EventSplitter, EventTooLarge, payloads
+from groundswell.wire.http_client import Headers, HttpClient, HttpError, Request, Template, split_url
+from groundswell.wire.sse import EventSplitter, EventTemplate, EventTooLarge, payloads
 
 STREAM_BYTES_MAX: Final = 64 << 20  # A million tokens with log-probabilities fit.
 WHOLE_BYTES_MAX: Final = 64 << 20  # 2,048 embeddings of 4,096 floats as text.
@@ -81,6 +81,11 @@ class OpenAIHttpEngine:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
         self._settings = ProbeSettings(aliases or {}, price or Price(), slots or 0, profile, fingerprint)
         self._server = Server(self._client, self._origin, self._path, self._headers, bool(api_key))
+        headers = (*self._headers, ("Content-Type", "application/json"))
+        self._templates = {
+            kind: Template.of(self._origin, "POST", self._path + path, headers)
+            for kind, path in PATHS.items()
+        }
         self._models: list[dict[str, Any]] | None = None
         self._loaded: dict[str, int] = {}
         self._info = EngineInfo(0, ())
@@ -112,12 +117,9 @@ class OpenAIHttpEngine:
         except GroundswellError as error:
             attempt.end(Usage(), Fault.BROKEN, error)
             return attempt
-        headers = (*self._headers, ("Content-Type", "application/json"))
         self._running.add(attempt)
         attempt.on_over = self._running.discard
-        attempt.request = self._client.request(
-            self._origin, "POST", self._path + PATHS[payload.kind], attempt, headers=headers, body=body
-        )
+        attempt.request = self._client.send(self._templates[payload.kind], attempt, body)
         return attempt
 
     async def close(self) -> None:
@@ -125,6 +127,17 @@ class OpenAIHttpEngine:
         for attempt in list(self._running):
             attempt.cancel()
         await self._client.close()
+
+
+class _Answer(msgspec.Struct):
+    """What is looked at in a whole answer; the rest of it is passed on unread."""
+
+    error: Any = None
+    object: Any = None
+    usage: Any = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 
 
 class _Attempt:
@@ -216,14 +229,15 @@ class _WholeAttempt(_Attempt):
 
     def _on_complete(self) -> None:
         body = bytes(self._body)
-        answer = _decoded(body)
-        if not isinstance(answer, dict) or answer.get("error") or answer.get("object") == "error":
-            fault, error = (
-                _error_of(answer) if isinstance(answer, dict) else (Fault.BROKEN, UpstreamError(_FLAWED))
-            )
-            self.end(Usage(), fault, error)
+        try:
+            answer = _ANSWER.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.end(Usage(), Fault.BROKEN, UpstreamError(_FLAWED))
             return
-        usage = usage_of(answer)
+        if answer.error or answer.object == "error":
+            self.end(Usage(), *_error_of(_decoded(body)))
+            return
+        usage = _usage_in(answer.usage)
         last = len(body) - 1
         for start in range(0, len(body), FRAME_BYTES):
             whole = start + FRAME_BYTES > last
@@ -243,10 +257,16 @@ class _StreamAttempt(_Attempt):
         self._tokens = 0
         self._finished = False
         self._resumable = True
+        self._template: EventTemplate | None = None
 
     def _on_content(self, data: bytes) -> None:
         if self._size > STREAM_BYTES_MAX:
             self.end(self._usage_so_far(), Fault.BROKEN, UpstreamError("The engine's answer is too large."))
+            return
+        template = self._template
+        if template is not None and self._events.between and template.text(data) is not None:
+            self._tokens += 1
+            self._sink.output(data, 1, self._resumable)
             return
         try:
             block = self._events.feed(data)
@@ -285,6 +305,10 @@ class _StreamAttempt(_Attempt):
         done = b"[DONE]" in block and _DONE.search(block) is not None
         tokens = content_tokens(block)
         self._tokens += tokens
+        plain = tokens == 1 and failed is None and not done and not self._finished
+        # Such an event changes nothing that is remembered here; those after it need no look.
+        if plain and self._resumable and self._usage is None:
+            self._template = EventTemplate.of(block)
         if block:
             self._sink.output(block, tokens, self._resumable)
         if self._over:
@@ -310,12 +334,16 @@ def content_tokens(block: bytes) -> int:
     """How many events in a block bring text; a token each, as engines stream.
 
     Text inside of text has its quotes escaped, so that these patterns match only the fields themselves."""
-    return (
+    tokens = (
         block.count(b'"content":"') - block.count(b'"content":""')
-        + block.count(b'"content": "') - block.count(b'"content": ""')
         + block.count(b'"text":"') - block.count(b'"text":""')
-        + block.count(b'"text": "') - block.count(b'"text": ""')
     )  # fmt: skip
+    if b'": "' in block:  # JSON as Python writes it.
+        tokens += (
+            block.count(b'"content": "') - block.count(b'"content": ""')
+            + block.count(b'"text": "') - block.count(b'"text": ""')
+        )  # fmt: skip
+    return tokens
 
 
 def _decoded(data: bytes) -> Any:
@@ -328,7 +356,10 @@ def _decoded(data: bytes) -> Any:
 
 def usage_of(answer: Any) -> Usage:
     """The usage object of an answer or event; zeros where it says nothing that can be used."""
-    usage = answer.get("usage") if isinstance(answer, dict) else None
+    return _usage_in(answer.get("usage") if isinstance(answer, dict) else None)
+
+
+def _usage_in(usage: Any) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
     return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))

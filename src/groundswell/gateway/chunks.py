@@ -1,9 +1,10 @@
 """The chunks of a stream on their way from an engine to a client.
 
 Nearly every chunk passes as the bytes it came in, with one replacement (the public model name for the
-engine's). What is odd about a block shows in a few byte patterns; only then is it parsed: the usage chunk
-(held back until the end), ``[DONE]`` (ours is written at the end, and never after an error), fields that only
-engines know, and everything that a second attempt sends, since that must carry the first one's id.
+engine's); where only the text differs from an earlier chunk, all but the text is taken from that one. What is
+odd about a block shows in a few byte patterns; only then is it parsed: the usage chunk (held back until the
+end), ``[DONE]`` (ours is written at the end, and never after an error), fields that only engines know, and
+everything that a second attempt sends, since that must carry the first one's id.
 
 A pattern cannot match inside the model's own text: there each quote is escaped.
 """
@@ -17,7 +18,7 @@ import msgspec
 
 from groundswell.model.errors import UpstreamError
 from groundswell.model.work import Kind
-from groundswell.wire.sse import payloads
+from groundswell.wire.sse import EventTemplate, payloads
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,6 +29,7 @@ _PRIVATE_NAMES = (
 _ODD = re.compile(rb'\[DONE\]|"(?:usage|error|' + _PRIVATE_NAMES + rb')"\s*:\s*(?!null)')
 _PRIVATE = re.compile(rb'"(?:' + _PRIVATE_NAMES + rb')"\s*:')
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_STRING = msgspec.json.Decoder(str)
 _TOP = frozenset({"id", "object", "created", "model", "choices", "system_fingerprint", "service_tier"})
 _CHOICE = frozenset({"index", "delta", "text", "logprobs", "finish_reason"})
 _OBJECT = {Kind.CHAT: "chat.completion.chunk", Kind.COMPLETION: "text_completion"}
@@ -78,6 +80,14 @@ def text_of(event: Event) -> str:
     return text if isinstance(text, str) else ""
 
 
+def unescaped(text: bytes | bytearray) -> str:
+    """A piece of text as it is, from how it stands between the quotes of a JSON string."""
+    try:
+        return _STRING.decode(b'"%b"' % text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise UpstreamError("The engine sent a chunk that is not JSON.") from None
+
+
 def has_private(data: bytes) -> bool:
     """Whether the bytes hold a field that only engines know."""
     return _PRIVATE.search(data) is not None
@@ -96,13 +106,24 @@ class Chunks:
         self._plain = False
         self._replace: tuple[bytes, bytes] | None = None
         self._spliced = False
+        self._template: EventTemplate | None = None
+        self._before = self._after = b""
         self.usage: dict[str, Any] | None = None
 
     def splice(self) -> None:
         """What comes from now on is another attempt's: it takes over the ids of the first."""
         self._spliced = True
         self._plain = False
+        self._template = None
         self.usage = None
+
+    def text(self, data: bytes) -> bytes | None:
+        """The escaped text of an event that differs from an earlier one in nothing else, or None."""
+        return self._template.text(data) if self._template is not None else None
+
+    def around(self, text: bytes) -> bytes:
+        """The event for the client with this text, which ``text`` has found."""
+        return self._before + text + self._after
 
     def rewrite(self, data: bytes) -> bytes:
         """Complete events in, complete events out; empty when nothing of them is for the client."""
@@ -110,9 +131,11 @@ class Chunks:
             self._learn(data)
         if not self._plain or _ODD.search(data) is not None:
             return b"".join([encode(event) for event in self.parsed(data)])
-        if self._replace is not None:
-            data = data.replace(*self._replace)
-        return data
+        out = data if self._replace is None else data.replace(*self._replace)
+        self._template, public = EventTemplate.of(data), EventTemplate.of(out)
+        if public is not None:
+            self._before, self._after = public.before, public.after
+        return out
 
     def parsed(self, data: bytes) -> list[Event]:
         """As ``rewrite``, before encoding."""

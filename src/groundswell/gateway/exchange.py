@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from groundswell.core import continuation
 from groundswell.core.contract import Finish
@@ -42,11 +43,9 @@ _STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-_ANSWER_KEYS = frozenset(
-    {"id", "object", "created", "model", "choices", "data", "usage", "system_fingerprint", "service_tier"}
-)
 _CHOICE_KEYS = frozenset({"index", "message", "text", "logprobs", "finish_reason"})
 _FINISH_REASON = re.compile(rb'"finish_reason"\s*:\s*"')
+_Written = msgspec.Raw | UnsetType
 _ID_PREFIX = {Kind.CHAT: "chatcmpl-", Kind.COMPLETION: "cmpl-"}
 
 
@@ -148,29 +147,43 @@ class AnswerExchange(_Exchange):
         cycle.respond(200, lines, body)
 
 
+class _Public(msgspec.Struct):
+    """A whole answer in the fields that clients know, each as the engine wrote it; others are left out."""
+
+    id: _Written = UNSET
+    object: _Written = UNSET
+    created: _Written = UNSET
+    model: _Written = UNSET
+    choices: _Written = UNSET
+    data: _Written = UNSET
+    usage: _Written = UNSET
+    system_fingerprint: _Written = UNSET
+    service_tier: _Written = UNSET
+
+
+_PUBLIC = msgspec.json.Decoder(_Public)
+_OBJECTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+
+
 def _public_answer(data: bytes, work: Work, finish: Finish) -> bytes:
     """The engine's answer under the public model's name, without fields that only the engine knows."""
     try:
-        answer = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        answer = {key: value for key, value in answer.items() if key in _ANSWER_KEYS}
-        if "choices" in answer and chunks.has_private(answer["choices"]):
-            choices = msgspec.json.decode(answer["choices"], type=list[dict[str, msgspec.Raw]])
-            kept = [
-                {key: value for key, value in choice.items() if key in _CHOICE_KEYS} for choice in choices
-            ]
-            answer["choices"] = msgspec.Raw(msgspec.json.encode(kept))
-        wanted = "data" if work.kind is Kind.EMBEDDING else "choices"
-        msgspec.json.decode(answer.get(wanted, b"null"), type=list[dict[str, msgspec.Raw]])
+        answer = _PUBLIC.decode(data)
+        wanted = answer.data if work.kind is Kind.EMBEDDING else answer.choices
+        objects = _OBJECTS.decode(b"null" if wanted is UNSET else wanted)
+        if work.kind is not Kind.EMBEDDING and wanted is not UNSET and chunks.has_private(wanted):
+            kept = [{key: value for key, value in one.items() if key in _CHOICE_KEYS} for one in objects]
+            answer.choices = msgspec.Raw(msgspec.json.encode(kept))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UpstreamError("The engine's answer is not what its interface promises.") from None
-    answer["model"] = msgspec.Raw(msgspec.json.encode(work.model))
-    if work.kind in _ID_PREFIX and "id" not in answer:
-        answer["id"] = msgspec.Raw(msgspec.json.encode(_ID_PREFIX[work.kind] + work.id))
-    if "usage" not in answer:
+    answer.model = msgspec.Raw(msgspec.json.encode(work.model))
+    if work.kind in _ID_PREFIX and answer.id is UNSET:
+        answer.id = msgspec.Raw(msgspec.json.encode(_ID_PREFIX[work.kind] + work.id))
+    if answer.usage is UNSET:
         usage = _usage(finish.usage)
         if work.kind is Kind.EMBEDDING:
             del usage["completion_tokens"]
-        answer["usage"] = msgspec.Raw(msgspec.json.encode(usage))
+        answer.usage = msgspec.Raw(msgspec.json.encode(usage))
     return msgspec.json.encode(answer)
 
 
@@ -188,12 +201,24 @@ class _Sent:
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
         self._bytes = 0
+        self._escaped = bytearray()  # Text that followed the blocks, as it is in JSON.
         self._texts: list[str] = []
         self._characters = 0
         self.finish_reason: str | None = None
         self.bound = False  # More than text was sent: a tool call, reasoning.
 
+    def add_text(self, text: bytes) -> None:
+        """The escaped text of an event that had nothing else to remember."""
+        if self._blocks:
+            self.condense()
+        self._escaped += text
+        if len(self._escaped) > UNPARSED_BYTES_MAX:
+            self.condense()
+
     def add(self, block: bytes) -> None:
+        """Any other complete events."""
+        if self._escaped:
+            self.condense()
         self._blocks.append(block)
         self._bytes += len(block)
         if self._bytes > UNPARSED_BYTES_MAX:
@@ -207,8 +232,8 @@ class _Sent:
     def condense(self) -> None:
         """Keep the text only. Raises ``UpstreamError``, now and at the next call, for what cannot be kept."""
         events = chunks.events(b"".join(self._blocks))
-        self._blocks, self._bytes = [], 0
-        text = "".join([chunks.text_of(event) for event in events])
+        text = "".join([chunks.text_of(event) for event in events]) + chunks.unescaped(self._escaped)
+        self._blocks, self._bytes, self._escaped = [], 0, bytearray()
         self._texts.append(text)
         self._characters += len(text)
         for event in events:
@@ -345,6 +370,13 @@ class StreamExchange(_Exchange):
     def _pass_on(self, data: bytes) -> None:
         if self._seam is not None:
             self._across(self._seam, data)
+            return
+        text = self._chunks.text(data)
+        if text is not None:
+            if self._sent is not None:
+                self._sent.add_text(text)
+            self._last = self._chunks.around(text)
+            self._write(self._last)
             return
         out = self._chunks.rewrite(data)
         if self._sent is not None:

@@ -19,7 +19,7 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -66,8 +66,7 @@ class ResponseHandler(Protocol):
     def on_error(self, error: HttpError) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where connections go, and what may share them."""
 
     host: str
@@ -90,6 +89,32 @@ def split_url(url: str) -> tuple[Origin, str]:
         raise ValueError("an engine's address has no user, query or fragment")
     tls = parts.scheme == "https"
     return Origin(parts.hostname, parts.port or (443 if tls else 80), tls), parts.path.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A request but for its body: made once, sent often."""
+
+    origin: Origin
+    head: bytes
+
+    @classmethod
+    def of(
+        cls, origin: Origin, method: str, target: str, headers: Sequence[tuple[str, str]] = ()
+    ) -> Template:
+        """Raises ``ValueError`` for a header that is more than one line."""
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {origin.authority}"]
+        for name, value in headers:
+            if any(mark in name or mark in value for mark in "\r\n\0"):
+                raise ValueError("a header must be one line")
+            lines.append(f"{name}: {value}")
+        return cls(origin, "\r\n".join(lines).encode("latin-1") + b"\r\n")
+
+    def filled(self, body: bytes | None) -> bytes:
+        """The request with this body."""
+        if body is None:
+            return self.head + b"\r\n"
+        return b"%bContent-Length: %d\r\n\r\n%b" % (self.head, len(body), body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +237,16 @@ class HttpClient:
         headers: Sequence[tuple[str, str]] = (),
         body: bytes | None = None,
     ) -> Request:
+        """As ``send``, for a request that is made once."""
+        return self.send(Template.of(origin, method, target, headers), handler, body)
+
+    def send(self, template: Template, handler: ResponseHandler, body: bytes | None = None) -> Request:
         """Send a request; its response comes to ``handler``. Never raises for what the network does.
 
         A request that meets a kept connection which the server had just closed is sent once more, on a new
         one. ``handler`` is not called before this returns."""
-        request = Request(self, origin, _encode(origin, method, target, headers, body), handler)
-        connection = self._take(origin)
+        request = Request(self, template.origin, template.filled(body), handler)
+        connection = self._take(template.origin)
         if connection is None:
             request.connect()
         else:
@@ -535,17 +564,3 @@ def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLError) or error.errno is None or error.errno <= 0:
         return error.strerror or str(error) or type(error).__name__
     return os.strerror(error.errno)
-
-
-def _encode(
-    origin: Origin, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes | None
-) -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {origin.authority}"]
-    for name, value in headers:
-        if any(mark in name or mark in value for mark in "\r\n\0"):
-            raise ValueError("a header must be one line")
-        lines.append(f"{name}: {value}")
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-    return head + body if body else head

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 EVENT_BYTES_MAX = 1 << 20  # One event. Larger ones come only from a broken or hostile engine.
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_TEXT = re.compile(rb'"(?:content|text)": ?"')
 
 
 class EventTooLarge(Exception):
@@ -59,9 +60,51 @@ class EventSplitter:
         return block
 
     @property
+    def between(self) -> bool:
+        """Whether all that came was complete."""
+        return not self._parts
+
+    @property
     def tail(self) -> bytes:
         """What has come of an event that is not complete."""
         return b"".join(self._parts)
+
+
+class EventTemplate:
+    """What stands around the text in the events of a stream, learned from one of them.
+
+    The events of one engine differ in their text alone. An event that begins and ends as the learned one
+    does, with nothing between that could end a string or a line, is that event with another text, and all
+    that was found out about the one holds for the other. So nothing else in it needs to be looked at.
+    """
+
+    __slots__ = ("after", "before")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self.before = before
+        self.after = after
+
+    @classmethod
+    def of(cls, block: bytes) -> EventTemplate | None:
+        """None unless the block is one event with one text in it."""
+        found = _TEXT.search(block)
+        if found is None or _TEXT.search(block, found.end()) is not None:
+            return None
+        if block.find(b"\n\n") != len(block) - 2 or b"\r" in block:
+            return None
+        template = cls(block[: found.end()], block[block.find(b'"', found.end()) :])
+        return template if template.text(block) is not None else None
+
+    def text(self, block: bytes) -> bytes | None:
+        """The text, as it is escaped in JSON, of an event of this form; None for any other block."""
+        before, after = self.before, self.after
+        if not block.startswith(before) or not block.endswith(after):
+            return None
+        text = block[len(before) : len(block) - len(after)]
+        # A backslash at the end would take the quote that follows into the string.
+        if not text or text[-1] == 92 or b'"' in text or b"\n" in text or b"\r" in text:
+            return None
+        return text
 
 
 def payloads(block: bytes) -> Iterator[bytes]:

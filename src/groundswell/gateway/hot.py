@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -68,6 +69,12 @@ class HotPaths:
     access: Access
     begin: Callable[[HotCycle], None]
     observe: Observe
+
+
+@lru_cache(256)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Headers as they go out; most answers have the same ones."""
+    return b"".join([b"%b: %b\r\n" % line for line in headers])
 
 
 class HotCycle:
@@ -193,8 +200,9 @@ class HotCycle:
         if not self.body_complete:
             self.keep_alive = False
         self._status = status
-        lines = [*headers, (b"content-length", b"%d" % len(body))]
-        self._protocol.transport.write(self._head(status, lines) + body)
+        self._protocol.transport.write(
+            self._head(status, headers, b"content-length: %d\r\n" % len(body)) + body
+        )
         self._complete()
 
     def open(self, headers: Headers, first: bytes) -> None:
@@ -202,12 +210,13 @@ class HotCycle:
         if self.response_complete or self.disconnected:
             return
         self._status = 200
+        framing = b""
         if self._chunked:
-            headers = [*headers, (b"transfer-encoding", b"chunked")]
+            framing = b"transfer-encoding: chunked\r\n"
             first = b"%x\r\n%b\r\n" % (len(first), first)
         else:
             self.keep_alive = False
-        self._protocol.transport.write(self._head(200, headers) + first)
+        self._protocol.transport.write(self._head(200, headers, framing) + first)
 
     def write(self, data: bytes) -> None:
         """More of the stream. ``data`` must not be empty: an empty chunk would end it."""
@@ -236,18 +245,17 @@ class HotCycle:
             client.gone()
         self._observe(self._status or 499)
 
-    def _head(self, status: int, headers: Headers) -> bytes:
+    def _head(self, status: int, headers: Headers, framing: bytes) -> bytes:
         spent_ms = int((time.monotonic() - self._began_s) * 1000)
-        parts = [STATUS_LINE[status]]
-        for name, value in self._protocol.server_state.default_headers:
-            parts += (name, b": ", value, b"\r\n")
-        for name, value in (*headers, *self.origin_lines):
-            parts += (name, b": ", value, b"\r\n")
-        parts.append(
-            b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n" % (self.request_id.encode(), spent_ms)
+        return b"%b%b%b%bx-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (
+            STATUS_LINE[status],
+            _lines(tuple(self._protocol.server_state.default_headers)),
+            _lines((*headers, *self.origin_lines)),
+            framing,
+            self.request_id.encode(),
+            spent_ms,
+            b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n",
         )
-        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        return b"".join(parts)
 
     def _complete(self) -> None:
         self.response_complete = True

@@ -182,7 +182,8 @@ def _asked(kind: Kind, request: schema.Request, body: dict[str, Any]) -> Asked:
         greedy=request.temperature == 0,
         seeded=request.seed is not None,
         penalised=bool(request.presence_penalty or request.frequency_penalty)
-        or any(value not in (None, 1.0) for value in (request.repetition_penalty, request.repeat_penalty)),
+        or request.repetition_penalty not in (None, 1.0)
+        or request.repeat_penalty not in (None, 1.0),
         max_tokens=body.get("max_tokens") or 0,
         min_tokens=request.min_tokens or 0,
     )
@@ -194,7 +195,8 @@ def _structured(body: dict[str, Any]) -> bool:
     response_format = body.get("response_format")
     if response_format is not None and response_format.get("type") != "text":
         return True
-    return any(body.get(key) not in (None, "auto", "none") for key in ("tool_choice", "function_call"))
+    free = (None, "auto", "none")
+    return body.get("tool_choice") not in free or body.get("function_call") not in free
 
 
 def _resumable(request: schema.Request, asked: Asked) -> bool:

@@ -20,7 +20,7 @@ import sys
 import termios
 import urllib.parse
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import httptools
@@ -80,6 +80,7 @@ _SINGLETONS = frozenset(
      b"x-api-key", b"x-request-id", b"origin", b"idempotency-key", b"expect"}
 )  # fmt: skip
 _HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?\Z")
+_JSON = b"application/json"
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -271,22 +272,22 @@ class GatewayProtocol(HttpToolsProtocol):
             self._stop(UriTooLong(f"The URL is longer than {self._limits.url_bytes_max} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._limits.headers_bytes_max:
-            self._stop(
-                HeadersTooLarge(f"The headers are larger than {self._limits.headers_bytes_max} bytes.")
-            )
+        size = self._header_bytes = self._header_bytes + len(name) + len(value)
+        headers, limits = self.headers, self._limits
+        if size > limits.headers_bytes_max:
+            self._stop(HeadersTooLarge(f"The headers are larger than {limits.headers_bytes_max} bytes."))
         if self._in_body:
             return  # A trailer: nothing here needs one, and none may pass for a header.
-        if len(self.headers) >= self._limits.headers_max:
-            self._stop(HeadersTooLarge(f"There are more than {self._limits.headers_max} headers."))
-        super().on_header(name, value)
+        if len(headers) >= limits.headers_max:
+            self._stop(HeadersTooLarge(f"There are more than {limits.headers_max} headers."))
+        headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_body = True
         self._body_began_s = self.loop.time()
         headers = dict(self.headers)
         length = self._check_head(headers)
+        self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         path = self.url.partition(b"?")[0]
         text = path.decode("ascii", "replace")
         if "%" in text:
@@ -355,15 +356,11 @@ class GatewayProtocol(HttpToolsProtocol):
         return int(length[:20])
 
     def _check_host(self, host: bytes | None) -> None:
-        match = _HOST.match(host) if host is not None else None
-        if host is None or match is None or int(match.group(1) or 0) > 65_535:
+        name = _name_of(host) if host is not None else None
+        if name is None:
             self._stop(BadRequest("A single valid Host header is required.", code="invalid_host"))
-        elif self._hosts is not None:
-            name = host.decode("ascii")
-            if match.group(1) is not None:
-                name = name.rpartition(":")[0]
-            if name.lower() not in self._hosts:
-                self._stop(BadRequest("This server does not answer to that Host.", code="invalid_host"))
+        elif self._hosts is not None and name not in self._hosts:
+            self._stop(BadRequest("This server does not answer to that Host.", code="invalid_host"))
 
     # --- hot paths ---
 
@@ -377,8 +374,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self.cycle = cycle  # type: ignore[assignment]
         if b"origin" in headers:
             cycle.origin_lines = self._hot.pipeline.origins.readable(headers)
-        content_type = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
-        if content_type != b"application/json":
+        content_type = headers.get(b"content-type", _JSON)
+        if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
             cycle.refusal = UnsupportedMedia(
                 "The body must be sent with Content-Type: application/json.", code="unsupported_media_type"
             )
@@ -538,6 +535,16 @@ class GatewayProtocol(HttpToolsProtocol):
         per_mib_s = self._limits.body_s_per_mib if hot else self._limits.upload_s_per_mib
         allowed_s = self._limits.body_s + per_mib_s * self._body_bytes / MIB
         return self._body_began_s + allowed_s - self.loop.time()
+
+
+@lru_cache(256)
+def _name_of(host: bytes) -> str | None:
+    """The name in a Host header, without its port; None if the header is not valid."""
+    match = _HOST.match(host)
+    if match is None or int(match.group(1) or 0) > 65_535:
+        return None
+    name = host.decode("ascii").lower()
+    return name if match.group(1) is None else name.rpartition(":")[0]
 
 
 async def _honest(cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:

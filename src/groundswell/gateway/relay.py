@@ -1,8 +1,8 @@
 """Joins the front door to the dispatcher and the link: it holds bytes and callbacks, and decides nothing.
 
-An ``Output`` arrives with its bytes. The bytes wait here, the message goes to the dispatcher, and when that
-answers ``Deliver`` the bytes go to the exchange. On the usual path both happen in one call, and nothing
-is kept. Only frames that came too early are held, within a bound.
+An ``Output`` arrives with its bytes. The message goes to the dispatcher, and when that answers ``Deliver``
+the bytes go to the exchange: in the same call, as a rule, and nothing is kept. Only frames that came too
+early are held, within a bound.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Relay:
         self._draw = draw
         self._on_finish = on_finish
         self._open: dict[str, _Open] = {}
+        self._arriving: tuple[Output, bytes] | None = None  # The frame that the dispatcher is asked about.
         self._reports: dict[str, tuple[NodeReport, float]] = {}
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
@@ -146,10 +147,16 @@ class Relay:
         if type(message) is Output:
             if entry is None:
                 return
-            self._hold(entry, message, data)
+            if self._driver.stepping:
+                self._hold(entry, message, data)
+                self._driver.feed(message)
+                return
+            self._arriving = (message, data)
             self._driver.feed(message)
-            if not self._driver.stepping and not self._dispatcher.keeps(message):
-                self._take(entry, (message.attempt, message.index))
+            if self._arriving is not None:  # Not asked for yet, or never.
+                self._arriving = None
+                if self._dispatcher.keeps(message):
+                    self._hold(entry, message, data)
             return
         if entry is not None and type(message) is Ended and message.attempt in entry.nodes:
             entry.error = error
@@ -207,7 +214,15 @@ class Relay:
         entry = self._open.get(work_id)
         if entry is None or entry.exchange is None:
             return
-        frame = self._take(entry, (attempt, index))
+        frame = self._arriving
+        if (
+            frame is not None
+            and (attempt, index) == (frame[0].attempt, frame[0].index)
+            and (work_id == frame[0].work_id)
+        ):
+            self._arriving = None
+        else:
+            frame = self._take(entry, (attempt, index))
         if frame is None:
             self._fail(entry, InternalError("A part of the answer was lost inside the gateway."))
             return

@@ -79,6 +79,7 @@ class NodeRuntime:
     ) -> None:
         self._agent = agent
         self._link = link
+        self.send = link.send  # Output goes straight to the link.
         self._keepers = {
             spec.engine_id: _Keeper(spec, self, probe_every_s, probe_timeout_s) for spec in engines
         }
@@ -158,9 +159,6 @@ class NodeRuntime:
         """A keeper lost its engine."""
         self._driver.feed(EngineDown(engine_id, hung))
 
-    def output(self, message: Output, data: bytes) -> None:
-        self._link.send(message, data)
-
     def ended(self, message: Ended, error: GroundswellError | None, engine_id: str) -> None:
         """An attempt is over. A lost one is told only when it is known whether its engine is lost, too: the
         gateway would send the next attempt into the same grave."""
@@ -214,13 +212,24 @@ class NodeRuntime:
 class _Attempt:
     """One attempt that runs here: the sink that its engine writes to. Output gets its numbers here."""
 
-    __slots__ = ("_engine_id", "_frames", "_node", "_over", "_paused", "_running", "attempt", "work_id")
+    __slots__ = (
+        "_engine_id",
+        "_frames",
+        "_node",
+        "_over",
+        "_paused",
+        "_running",
+        "_send",
+        "attempt",
+        "work_id",
+    )
 
     def __init__(self, offer: Offer, node: NodeRuntime) -> None:
         self.work_id = offer.work_id
         self.attempt = offer.attempt
         self._engine_id = offer.engine_id
         self._node = node
+        self._send = node.send
         self._frames = 0
         self._over = False
         self._paused = False
@@ -238,7 +247,7 @@ class _Attempt:
         if not self._over:
             index = self._frames
             self._frames = index + 1
-            self._node.output(Output(self.work_id, self.attempt, index, tokens, resumable), data)
+            self._send(Output(self.work_id, self.attempt, index, tokens, resumable), data)
 
     def ended(self, usage: Usage, fault: Fault | None = None, error: GroundswellError | None = None) -> None:
         if not self._over:
@@ -285,14 +294,11 @@ class _Keeper:
 
     def begin(self, offer: Offer, payload: Payload, attempt: _Attempt) -> None:
         """Start an attempt on the engine; whatever goes wrong arrives at its sink."""
-        capability = next(
-            (
-                one
-                for one in (self._info.capabilities if self._info else ())
-                if one.model == offer.model and offer.kind in one.kinds
-            ),
-            None,
-        )
+        capability = None
+        for one in self._info.capabilities if self._info else ():
+            if one.model == offer.model and offer.kind in one.kinds:
+                capability = one
+                break
         if self._engine is None or capability is None:
             attempt.ended(Usage(), Fault.LOST, UpstreamError("The engine has just gone down."))
             return

@@ -49,6 +49,7 @@ class Prediction(NamedTuple):
 
 class _Steps(NamedTuple):
     """How an engine of this profile steps with the mean request on it: what the equations take from both.
+    With the scales multiplied in, it is how we think that the engine really steps.
 
     ``sequence_s`` is what one more sequence adds to a step, ``turnover_s`` what the prompts add that come in
     its place: while one sequence makes O tokens, each of its neighbours ends once and a new prompt follows.
@@ -84,12 +85,13 @@ class _Learned:
     pixels: float = PIXELS_PER_S
     pixels_s: float = 1.0
     profile: str = ""
-    steps: _Steps | None = None  # for this profile and the means above
+    steps: _Steps | None = None  # for this profile, the means and the scales above
 
     def steps_of(self, profile: str) -> _Steps:
         """Kept, for it is asked for several times in each decision."""
         if self.steps is None or profile != self.profile:
-            self.profile, self.steps = profile, _steps(profile_named(profile), self)
+            steps = _steps(profile_named(profile), self)
+            self.profile, self.steps = profile, _scaled(steps, *self.scales)
         return self.steps
 
 
@@ -111,12 +113,9 @@ class Estimator:
             learned = _UNKNOWN.get(profile) or _NOTHING
             profile = learned.profile
         steps = learned.steps_of(profile)
-        base, prefill, sequence = learned.scales
         places = steps.places
         beside = sequences if sequences < places else places - 1
-        first, further = _terms(steps, prompt_tokens, ahead, beside)
-        ttft_s = base * first[0] + prefill * first[1] + sequence * first[2]
-        tpot_s = base * further[0] + prefill * further[1] + sequence * further[2]
+        ttft_s, tpot_s = _times(steps, prompt_tokens, ahead, beside)
         if sequences >= places:
             # Beyond the engine's places a request waits until enough of the others have ended.
             ttft_s += (sequences + 1 - places) * learned.output_tokens * tpot_s / places
@@ -148,8 +147,7 @@ class Estimator:
         # By Little's law, the share of sequences that wait for their first token is the share of that time.
         waiting = (sequences - 1) * learned.ttft_s / (learned.ttft_s + learned.decode_s)
         ahead = int(waiting * learned.prompt_tokens)
-        learned.steps = None
-        steps = learned.steps_of(profile)
+        steps = _steps(profile_named(profile), learned)
         first, further = _terms(steps, prompt_tokens, ahead, sequences - 1)
         _fade(learned)
         # What waited for a place says nothing about the speed of a step.
@@ -160,6 +158,7 @@ class Estimator:
             weight = min(WEIGHT_MAX, (output_tokens - 1) / learned.output_tokens)
             _add(learned, further, tpot_s, weight)
         _solve(learned)
+        learned.steps = None
 
     def predict_transcode_s(self, key: Key, pixels: int) -> float:
         """Seconds that an engine takes for so many output pixels (frame size x frames, all renditions)."""
@@ -203,8 +202,21 @@ def _steps(shape: Profile, learned: _Learned) -> _Steps:
     )
 
 
-def _terms(steps: _Steps, prompt: int, ahead: int, beside: int) -> tuple[Terms, Terms]:
-    """Both equations: what each scale is multiplied with in TTFT, and in TPOT."""
+def _scaled(steps: _Steps, base: float, prefill: float, sequence: float) -> _Steps:
+    return _Steps(
+        base * steps.ingress_s,
+        base * steps.step_s,
+        prefill * steps.prompt_s,
+        prefill * steps.pair_s,
+        sequence * steps.sequence_s,
+        prefill * steps.turnover_s,
+        steps.tokens_max,
+        steps.places,
+    )
+
+
+def _times(steps: _Steps, prompt: int, ahead: int, beside: int) -> tuple[float, float]:
+    """The two equations: TTFT and TPOT, in seconds."""
     ingress_s, step_s, prompt_s, pair_s, sequence_s, turnover_s, tokens_max, _ = steps
     # Some of what is ahead is in the running step, or is done while our request is being taken in. The share
     # was found with core.batching under Poisson arrivals; it is right within 7 % from 10 to 70 % load.
@@ -212,9 +224,16 @@ def _terms(steps: _Steps, prompt: int, ahead: int, beside: int) -> tuple[Terms, 
     room = tokens_max - beside if beside < tokens_max else 1
     count = -(-todo // room) + (0.5 if beside else 0.0)
     prefill_s = prompt_s * todo + pair_s * prompt * prompt
-    first = (ingress_s + count * step_s, prefill_s, count * beside * sequence_s)
-    sequences = beside + 1
-    return first, (step_s, sequences * turnover_s, sequences * sequence_s)
+    ttft_s = ingress_s + prefill_s + count * (step_s + beside * sequence_s)
+    return ttft_s, step_s + (beside + 1) * (turnover_s + sequence_s)
+
+
+def _terms(steps: _Steps, prompt: int, ahead: int, beside: int) -> tuple[Terms, Terms]:
+    """What each scale is multiplied with in TTFT and in TPOT: the equations with the other two at nothing."""
+    base = _times(_scaled(steps, 1.0, 0.0, 0.0), prompt, ahead, beside)
+    prefill = _times(_scaled(steps, 0.0, 1.0, 0.0), prompt, ahead, beside)
+    sequence = _times(_scaled(steps, 0.0, 0.0, 1.0), prompt, ahead, beside)
+    return (base[0], prefill[0], sequence[0]), (base[1], prefill[1], sequence[1])
 
 
 def _fade(learned: _Learned) -> None:

@@ -309,6 +309,13 @@ async def test_all_files_are_open_from_the_start(store: Store) -> None:
     assert descriptors(store) == opened
 
 
+async def test_the_pages_that_a_connection_keeps_are_bounded(store: Store) -> None:
+    """Memory that fills with the database, for half an hour, cannot be told from a leak."""
+    size = "PRAGMA cache_size"
+    assert await store.write(lambda c: c.exec_driver_sql(size).scalar()) == -sql.CACHE_KIB
+    assert await store.read(lambda c: c.exec_driver_sql(size).scalar()) == -sql.CACHE_KIB
+
+
 async def test_reading_cannot_write(store: Store) -> None:
     """All writes go through the one writer, or the lock order is lost."""
     await make_notes(store)

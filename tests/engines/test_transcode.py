@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from clips import clip
+from groundswell.engines import transcode
 from groundswell.engines.transcode import FOLDER_PREFIX, PartReader, TranscodeEngine, own_folder, part
 from groundswell.media.encode import Task
 from groundswell.media.ladder import Rung
@@ -145,6 +146,37 @@ async def test_nothing_outlives_a_killed_transcoder(
     assert fault is Fault.LOST
     _, alive = psutil.wait_procs(left, timeout=2)
     assert not alive
+
+
+async def test_a_transcoder_that_says_nothing_is_taken_as_lost(
+    url: str, process: asyncio.subprocess.Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process keeps its connection open; only its silence tells."""
+    monkeypatch.setattr(transcode, "SILENCE_S", 2.0)
+    engine = TranscodeEngine("transcode", url)
+    given, _ = await payload(tmp_path, LONG, 30)
+    heard, _ = start(engine, await engine.probe(), given)
+    await heard.first.wait()
+    os.kill(process.pid, signal.SIGSTOP)
+    _, fault, _ = await heard.end
+    assert fault is Fault.LOST
+    await engine.close()
+
+
+async def test_a_transcoder_without_room_says_so_and_keeps_its_slots(tmp_path: Path) -> None:
+    """A full disk is no defect of the file, and one that is empty again is as good as before."""
+    said: list[dict[str, object]] = []
+    app = transcode.TranscodeServer(1, 1, tmp_path / "gone")
+    task = b'{"kind":"audio","start":0,"end":9}'
+    scope = {"type": "http", "method": "POST", "path": "/v1/segments", "headers": [(b"x-task", task)]}
+
+    async def send(message: dict[str, object]) -> None:
+        said.append(message)
+
+    await app(scope, None, send)  # type: ignore[arg-type]
+    assert said[0]["status"] == 502
+    assert b"cannot write" in said[1]["body"]  # type: ignore[operator]
+    assert app.running == 0
 
 
 async def test_a_damaged_segment_is_a_broken_attempt_that_says_why(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from clips import HOSTILE, clip
-from groundswell.media.probe import MediaLimits, probe, sniff
+from groundswell.media import probe as probe_module
+from groundswell.media.probe import MediaLimits, probe, sniff, split
 from groundswell.model.errors import Unprocessable
+from hostile_files import X264, film, made, repeated, source
 
 
 @pytest.mark.parametrize(
@@ -81,3 +83,67 @@ def test_the_demuxer_is_named_by_the_first_bytes() -> None:
     assert sniff(clip("plain.mp4").read_bytes()[:400]) == "mov"
     assert sniff(clip("late.ts").read_bytes()[:400]) == "mpegts"
     assert sniff(clip("vp9.webm").read_bytes()[:400]) == "matroska"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "arguments"),
+    [
+        ("x.mkv", "av1", ["-c:v", "libaom-av1", "-cpu-used", "8", "-c:a", "libmp3lame"]),
+        ("x.ts", "mpeg2video", ["-c:v", "mpeg2video", "-c:a", "mp2"]),
+        ("x.ogv", "theora", ["-c:v", "libtheora", "-c:a", "libvorbis"]),
+        ("x.webm", "vp8", ["-c:v", "libvpx", "-c:a", "libopus"]),
+        ("x.avi", "mpeg4", ["-c:v", "mpeg4", "-c:a", "pcm_s16le"]),
+    ],
+)
+async def test_codecs_whose_decoder_has_another_name_are_taken(
+    name: str, codec: str, arguments: list[str], tmp_path: Path
+) -> None:
+    """AV1 is decoded by libdav1d and MP3 by mp3float; what counts is what the file holds."""
+    film = made(*source(seconds="1"), "-f", "lavfi", "-i", "sine=d=1", *arguments, name=name)
+    (tmp_path / "source").write_bytes(film)
+    info, cut = await split(tmp_path / "source", tmp_path)
+    assert info.video_codec == codec
+    assert (sum(chunk.frames for chunk in cut.chunks), cut.audio_file) == (25, "audio.nut")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "reason"),
+    [
+        ([*source(), *X264, *["-map", "0:v"] * 30], "x.mkv", "more than 16 streams"),
+        ([*source("16000x2000", "1", "1"), *X264], "x.mp4", "picture size"),
+        ([*source(seconds="1"), "-c:v", "prores"], "x.mov", "video codec"),
+        ([*source("32x32", "1", "660"), *X264, "-g", "99999"], "x.mp4", "too few key frames"),
+        ([*source("32x32", "0.2", "15000"), "-c:v", "mjpeg"], "x.mkv", "longer than"),
+    ],
+    ids=["streams", "strip", "codec", "key frames", "length"],
+)
+async def test_a_refusal_says_which_limit_it_was(
+    arguments: list[str], name: str, reason: str, tmp_path: Path
+) -> None:
+    """Not that the file is damaged, which it is not."""
+    (tmp_path / "source").write_bytes(made(*arguments, name=name))
+    with pytest.raises(Unprocessable, match=reason):
+        await split(tmp_path / "source", tmp_path)
+
+
+async def test_a_codec_that_nobody_knows_is_no_damage(tmp_path: Path) -> None:
+    """There is no decoder to ask; the child must not stumble over that."""
+    (tmp_path / "source").write_bytes(film().replace(b"avc1", b"zzzz"))
+    with pytest.raises(Unprocessable, match="video codec"):
+        await probe(tmp_path / "source")
+
+
+async def test_data_that_are_used_again_and_again_do_not_fill_the_disk(tmp_path: Path) -> None:
+    """An index may name one picture 14,000 times: 300 KB that would become hundreds of megabytes."""
+    (tmp_path / "source").write_bytes(repeated(14_000, 15_360))
+    with pytest.raises(Unprocessable, match="again and again"):
+        await split(tmp_path / "source", tmp_path)
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.nut"))
+    assert written < 3 * (tmp_path / "source").stat().st_size + (2 << 20)
+
+
+async def test_an_endless_answer_of_the_child_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes over a demuxer must not be able to fill the gateway's memory."""
+    monkeypatch.setattr(probe_module, "ANSWER_BYTES_MAX", 10)
+    with pytest.raises(Unprocessable):
+        await probe(clip("plain.mp4"))

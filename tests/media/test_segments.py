@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from groundswell.media.encode import Task
 from groundswell.media.ladder import Rung
 from groundswell.media.probe import MediaLimits, split
 from groundswell.model.errors import Unprocessable, UpstreamError
+from hostile_files import X264, made, source
 
 RUNGS = (Rung("90p", 160, 90, 28, 300), Rung("64p", 114, 64, 28, 200))
 
@@ -145,8 +148,6 @@ def test_nothing_but_numbers_and_our_own_names_reach_the_command_line() -> None:
 
 async def test_ffmpeg_is_gone_at_once_when_the_work_is_cancelled(tmp_path: Path) -> None:
     """A cancelled segment must not go on burning the machine."""
-    import asyncio
-
     _, cut = await split(clip("plain.mp4"), tmp_path, 30)
     task = tasks(cut, tuple(Rung(f"{n}p", 1280, 720, 20, 9000) for n in (1, 2, 3, 4)))[0]
     work = asyncio.create_task(run(task, tmp_path, cut.chunks[0].file))
@@ -161,3 +162,32 @@ def _children() -> list[int]:
     import psutil
 
     return [one.pid for one in psutil.Process().children() if "ffmpeg" in one.name()]
+
+
+async def test_no_more_than_sixty_pictures_a_second_come_out(tmp_path: Path) -> None:
+    """A thousand a second would cost seventeen times as much, and no screen shows them."""
+    (tmp_path / "source").write_bytes(made(*source(rate="1000", seconds="1"), *X264))
+    _, cut = await split(tmp_path / "source", tmp_path)
+    assert (cut.rate, cut.vfr, [chunk.frames for chunk in cut.chunks]) == ((60, 1), True, [60])
+    [task] = tasks(cut)
+    init, media = fmp4.split_init((await run(task, tmp_path, cut.chunks[0].file))[1])
+    assert len(fmp4.samples(media)) == 60
+    assert init
+
+
+async def test_an_ffmpeg_that_is_stopped_is_given_up_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells of itself twice a second; one that says nothing will not come back, and holds a slot."""
+    monkeypatch.setattr(encode, "STALL_S", 3.0)
+    _, cut = await split(clip("plain.mp4"), tmp_path, 30)
+    long = tuple(Rung(f"{n}p", 1280, 720, 20, 9000) for n in range(1, 5))
+    encoding = asyncio.ensure_future(
+        encode.encode(tasks(cut, long)[0], tmp_path, cut.chunks[0].file, 1, lambda _ms: None)
+    )
+    while not (found := _children()):
+        await asyncio.sleep(0.01)
+    os.kill(found[0], signal.SIGSTOP)
+    with pytest.raises(UpstreamError, match="stopped answering"):
+        await encoding
+    assert not _children()

@@ -43,6 +43,7 @@ PART_BYTES_MAX = 1 << 30
 PIECE_BYTES = 256 << 10
 FOLDER_PREFIX = "groundswell-transcode-"
 FOLDER_AGE_S = 10.0
+SILENCE_S = 2 * encode.STALL_S  # After which the transcoder itself is taken as lost.
 NO_PRICE = Price()
 _HEAD = struct.Struct(">cI")
 
@@ -99,6 +100,11 @@ class TranscodeServer:
                     await answer.json({"error": {"message": "not served here"}}, 404)
         except GroundswellError as error:
             await answer.fail(error)
+        except OSError:
+            # A full disk, mostly: another node may have room.
+            await answer.fail(
+                UpstreamError("The transcoder cannot write its files.", code="transcode_failed")
+            )
 
     async def _health(self) -> dict[str, Any]:
         if self._works is None:
@@ -114,8 +120,8 @@ class TranscodeServer:
         task = _task(dict(scope["headers"]).get(b"x-task", b""))
         if self.running >= self.slots:
             raise Overloaded("All slots are taken.")
-        self.running += 1
         folder = Path(tempfile.mkdtemp(dir=self._folder))
+        self.running += 1
         try:
             if not await _store(receive, folder / "in.nut"):
                 return
@@ -276,10 +282,9 @@ class TranscodeEngine:
 
         self.engine_id = engine_id
         self._price = price
-        # No read timeout: progress comes twice a second, and whoever watches for stalls is the gateway.
         self._client = httpx.AsyncClient(
             base_url=base_url,
-            timeout=httpx.Timeout(10.0, read=None),
+            timeout=httpx.Timeout(10.0, read=SILENCE_S),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=8),
             trust_env=False,
         )

@@ -38,26 +38,21 @@ _RATES = tuple(
         (15, 1), (12, 1), (10, 1),
     )
 )  # fmt: skip
+RATE_SLACK = Fraction(1003, 1000)  # Containers round; 60.06 pictures a second are 60.
+# Those that NUT can hold; ProRes, DNxHD and ALAC are not among them.
 VIDEO_CODECS = frozenset(
-    [
-        "h264",
-        "hevc",
-        "av1",
-        "vp8",
-        "vp9",
-        "mpeg4",
-        "mpeg2video",
-        "mpeg1video",
-        "prores",
-        "dnxhd",
-        "mjpeg",
-        "theora",
-        "ffv1",
-        "flv1",
+    (
+        "h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora", "ffv1",
         "h263",
-    ]
-)
-AUDIO_CODECS = frozenset(["aac", "mp3", "mp2", "opus", "vorbis", "ac3", "eac3", "flac", "alac"])
+    )
+)  # fmt: skip
+AUDIO_CODECS = frozenset(
+    (
+        "aac", "mp3", "mp2", "opus", "vorbis", "ac3", "eac3", "flac", "pcm_s16le", "pcm_s16be", "pcm_s24le",
+        "pcm_s24be", "pcm_s32le", "pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_u8", "pcm_alaw", "pcm_mulaw",
+    )
+)  # fmt: skip
+SIDE_MAX = 8192  # As of a rung: a strip 65,535 pixels long has no rendition.
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -73,6 +68,7 @@ class Ask(msgspec.Struct, frozen=True):
     streams_max: int
     duration_max_s: float
     segment_bytes_max: int
+    segment_max_s: float
     folder: str = ""
     target_s: float = 4.0
 
@@ -133,7 +129,7 @@ class _Writer:
 
         self.path = path
         self._out = av.open(str(path), "w", format="nut")
-        self._stream = self._out.add_stream_from_template(template)
+        self._stream = self._out.add_stream_from_template(template, opaque=True)
         self._stream.time_base = time_base
         self._last_dts: int | None = None
         self._second = time_base.denominator
@@ -190,12 +186,15 @@ class Splitter:
         self.time_base = Fraction(1, stream.time_base.denominator)
         self.shift = shift_s * stream.time_base.denominator
         self.target = int(ask.target_s * stream.time_base.denominator)
+        self.segment_max = int(ask.segment_max_s * stream.time_base.denominator)
+        self.length_max = int(ask.duration_max_s * stream.time_base.denominator)
         guess = stream.average_rate or stream.guessed_rate or Fraction(25)
         self.step = max(1, int(1 / (guess * self.time_base)))
         self.done: list[tuple[_Segment, int]] = []
         self.current: _Segment | None = None
         self.key: Any = None
         self.leading: list[Any] = []
+        self.bytes, self.counted = 0, 0  # Of all segments; and of the current one, what is among them.
 
     def feed(self, packet: Any) -> None:
         pts = packet.dts if packet.pts is None else packet.pts
@@ -205,6 +204,7 @@ class Splitter:
         packet.dts = None if packet.dts is None else packet.dts * self.scale + self.shift
         packet.duration = (packet.duration or 0) * self.scale
         packet.time_base = self.time_base
+        self._check()
         if self.key is not None:
             if packet.pts < self.key.pts:
                 self.leading.append(packet)
@@ -221,17 +221,20 @@ class Splitter:
             raise Rejected("The time stamps of the file go backwards.")
         self.current.add(packet)
         self.current.show(packet, self.step)
-        self._check()
 
     def close(self) -> list[tuple[_Segment, int]]:
         if self.key is not None:
             self._cut()
         if self.current is not None:
+            self._check()
             self.done.append((self.current, self.current.writer.close()))
         return [(segment, size) for segment, size in self.done if segment.shown]
 
     def _begin(self, key: Any) -> None:
         index = len(self.done)
+        latest = self.length_max + 2 * SHIFT_S * self.time_base.denominator
+        if index == 0 and not 0 <= key.pts <= latest:
+            raise Rejected("The video begins at a time that makes no sense.")
         writer = _Writer(Path(self.ask.folder) / f"{index:05d}.nut", self.stream, self.time_base)
         self.current = _Segment(index, writer, key.pts)
         self.current.add(key)
@@ -246,15 +249,24 @@ class Splitter:
                 self.current.add(packet)
                 self.current.show(packet, self.step)
         self.done.append((self.current, self.current.writer.close()))
+        self.counted = 0
         key, self.key, self.leading = self.key, None, []
         self._begin(key)
 
     def _check(self) -> None:
-        assert self.current is not None
-        if self.current.bytes > self.ask.segment_bytes_max:
+        """Hold what was read so far against the limits; a file may claim anything about what is to come."""
+        if self.current is None:
+            return
+        length = self.current.last_end - self.current.key_pts
+        if self.current.bytes > self.ask.segment_bytes_max or length > self.segment_max:
             raise Rejected("The video has too few key frames to be cut into segments of a usable size.")
+        # One piece of data may be many frames of a small file, which would fill the disk.
+        self.bytes += self.current.bytes - self.counted
+        self.counted = self.current.bytes
+        if self.bytes > self.ask.file_bytes:
+            raise Rejected("The file uses the same data again and again.")
         first = self.done[0][0] if self.done else self.current
-        if (self.current.last_end - first.key_pts) * self.time_base > self.ask.duration_max_s:
+        if self.current.last_end - first.key_pts > self.length_max:
             raise Rejected(f"The video is longer than {self.ask.duration_max_s:.0f} s.")
 
 
@@ -266,11 +278,13 @@ def inspect(container: Any, ask: Ask) -> MediaInfo:
         raise Rejected("The file has no video stream.")
     video = container.streams.video[0]
     context = video.codec_context
-    if context.name not in VIDEO_CODECS:
+    # A decoder's own name, such as libdav1d or mp3float, is not that of the codec.
+    if context is None or context.codec.canonical_name not in VIDEO_CODECS:
         raise Rejected("The video codec is not one that is accepted.")
     _check_size(context.width, context.height, ask)
     audio = container.streams.audio[0] if container.streams.audio else None
-    if audio is not None and not _accepted_audio(audio.codec_context.name):
+    sound = None if audio is None else audio.codec_context
+    if audio is not None and (sound is None or sound.codec.canonical_name not in AUDIO_CODECS):
         raise Rejected("The audio codec is not one that is accepted.")
     duration_s = container.duration / 1_000_000 if container.duration else None
     if duration_s is not None and duration_s > ask.duration_max_s:
@@ -287,22 +301,18 @@ def inspect(container: Any, ask: Ask) -> MediaInfo:
     _check_size(width, height, ask)
     return MediaInfo(
         format=container.format.name.split(",")[0],
-        video_codec=context.name,
+        video_codec=context.codec.canonical_name,
         width=width,
         height=height,
         rotation=rotation,
         fps=float(video.average_rate or video.guessed_rate or 0),
         duration_s=duration_s,
-        audio_codec=None if audio is None else audio.codec_context.name,
+        audio_codec=None if sound is None else sound.codec.canonical_name,
     )
 
 
-def _accepted_audio(name: str) -> bool:
-    return name in AUDIO_CODECS or name.startswith("pcm_")
-
-
 def _check_size(width: int, height: int, ask: Ask) -> None:
-    if width * height > ask.pixels_max or min(width, height) < 16:
+    if width * height > ask.pixels_max or min(width, height) < 16 or max(width, height) > SIDE_MAX:
         raise Rejected("The picture size is outside of what is accepted.")
 
 
@@ -400,7 +410,7 @@ def frame_rate(shown: list[int], base: Fraction) -> tuple[Fraction, bool]:
     even = all(abs(pts - shown[0] - place * step) <= slack for place, pts in enumerate(shown))
     measured = 1 / (step * base) if even else 1 / (max(1, median_low(_steps(shown))) * base)
     rate = _nearest(measured)
-    if even and rate <= FPS_MAX:
+    if even and measured <= FPS_MAX * RATE_SLACK:
         return rate, False
     return min(rate, Fraction(FPS_MAX)), True
 
@@ -431,7 +441,7 @@ def answer(ask: Ask) -> Answer:
         "format_whitelist": "mov,mp4,matroska,webm,mpegts,avi,ogg,flv",
         "probesize": "8000000",
         "analyzeduration": "10000000",
-        "max_streams": str(ask.streams_max),
+        "max_streams": str(ask.streams_max + 1),  # With one too many there is something to refuse.
     }
     try:
         with av.open(ask.path, format=ask.format, options=options) as container:

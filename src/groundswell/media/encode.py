@@ -33,7 +33,8 @@ TICKS_PER_S = 90_000
 GOP_S = 2
 AUDIO_RATE = 48_000
 PIXELS_MAX = 33_177_600
-MEMORY_BYTES = 6 << 30  # Address space, not residence: every thread's stack and every pool counts.
+MEMORY_BYTES = 1536 << 20  # A picture of 8K at 16 bits takes 265 MB, and some have to be held at a time.
+STALL_S = 10.0  # It reports twice a second as long as it lives, however slow the work is.
 OUTPUT_BYTES_MAX = 2 << 30
 FFMPEG_VARIABLE = "GROUNDSWELL_VIDEO_FFMPEG"
 
@@ -177,6 +178,8 @@ async def encode(task: Task, folder: Path, source: str, threads: int, on_progres
             said = await _follow(child, on_progress)
     except TimeoutError:
         raise UpstreamError("A segment took too long to transcode.", code="transcode_failed") from None
+    except _Silent:
+        raise UpstreamError("ffmpeg stopped answering.", code="transcode_failed") from None
     finally:
         await _kill(child)
     if child.returncode != 0:
@@ -192,7 +195,7 @@ async def _follow(child: asyncio.subprocess.Process, on_progress: Progress) -> s
     assert child.stderr is not None
     errors = asyncio.ensure_future(_tail(child.stderr))
     try:
-        async for line in child.stdout:
+        while line := await _line(child.stdout):
             name, _, value = line.partition(b"=")
             if name == b"out_time_us":
                 on_progress(int(value) // 1000 if value.strip().lstrip(b"-").isdigit() else 0)
@@ -200,10 +203,22 @@ async def _follow(child: asyncio.subprocess.Process, on_progress: Progress) -> s
         text = await errors
     finally:
         errors.cancel()
-    for mark, reason in ((b"Invalid data", "the data are damaged"), (b"allocate memory", "memory ran out")):
+    for mark, reason in ((b"allocate memory", "memory ran out"), (b"Invalid data", "the data are damaged")):
         if mark in text:
             return f": {reason}"
     return ""
+
+
+class _Silent(Exception):
+    """No sign of life for ``STALL_S``."""
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await stream.readline()
+    except TimeoutError as error:
+        raise _Silent from error
 
 
 async def _tail(stream: asyncio.StreamReader, limit: int = 4096) -> bytes:

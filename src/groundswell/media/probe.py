@@ -20,19 +20,25 @@ from groundswell.model.errors import Unprocessable
 class MediaLimits:
     """What a source may be. 33,177,600 pixels is 8K; four hours hold any film.
 
-    ``segment_bytes`` bounds one segment and the whole sound track, both of which travel as one message.
+    ``segment_bytes`` bounds one segment and the whole sound track, both of which travel as one message;
+    ``segment_s`` bounds what one engine has to do at a stretch. ``memory_bytes`` is enough for one picture of
+    8K at 10 bits, and for the index of four hours.
     """
 
     pixels: int = 33_177_600
     streams: int = 16
     duration_s: float = 4 * 3600.0
     segment_bytes: int = 256 << 20
-    memory_bytes: int = 2 << 30
+    segment_s: float = 600.0
+    memory_bytes: int = 480 << 20
     probe_wall_s: float = 30.0
     split_wall_s: float = 900.0
 
 
 LIMITS = MediaLimits()
+SPLIT_S_MIN = 240.0
+READ_BYTES_PER_S = 1e6
+ANSWER_BYTES_MAX = 16 << 20  # 14,400 segments of a second take 2 MB.
 
 
 def sniff(head: bytes) -> str:
@@ -85,7 +91,9 @@ async def _ask(path: Path, folder: Path | None, target_s: float, limits: MediaLi
     with path.open("rb") as file:
         format_name = sniff(file.read(400))
         size = os.fstat(file.fileno()).st_size
-    wall_s = limits.probe_wall_s if folder is None else limits.split_wall_s
+    # Reading is fast; a small file that takes long was made to.
+    split_s = min(limits.split_wall_s, SPLIT_S_MIN + size / READ_BYTES_PER_S)
+    wall_s = limits.probe_wall_s if folder is None else split_s
     ask = Ask(
         path=str(path),
         format=format_name,
@@ -98,6 +106,7 @@ async def _ask(path: Path, folder: Path | None, target_s: float, limits: MediaLi
         streams_max=limits.streams,
         duration_max_s=limits.duration_s,
         segment_bytes_max=limits.segment_bytes,
+        segment_max_s=limits.segment_s,
         folder="" if folder is None else str(folder),
         target_s=target_s,
     )
@@ -112,8 +121,7 @@ async def _run(ask: Ask, wall_s: float) -> Answer:
     )  # fmt: skip
     try:
         async with asyncio.timeout(wall_s):
-            out, _ = await child.communicate(msgspec.json.encode(ask))
-        return msgspec.json.decode(out, type=Answer)
+            return msgspec.json.decode(await _said(child, msgspec.json.encode(ask)), type=Answer)
     except TimeoutError:
         return Answer(rejected="Reading the file took too long.")
     except msgspec.DecodeError:
@@ -124,6 +132,23 @@ async def _run(ask: Ask, wall_s: float) -> Answer:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
+
+
+async def _said(child: asyncio.subprocess.Process, ask: bytes) -> bytes:
+    """Its whole answer, or nothing of one that is longer than any honest one."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        child.stdin.write(ask)
+        await child.stdin.drain()
+    child.stdin.close()
+    out = b""
+    while piece := await child.stdout.read(64 << 10):
+        out += piece
+        if len(out) > ANSWER_BYTES_MAX:
+            return b""
+    await child.wait()
+    return out
 
 
 def rejected(message: str) -> Unprocessable:

@@ -15,6 +15,7 @@ import signal
 import sys
 from dataclasses import dataclass
 
+RESERVED_MAX = 4
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER = 0x10000000
@@ -25,7 +26,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Ceilings of one child: address space and file size in bytes, CPU in seconds, open files."""
+    """Ceilings of one child: memory that it can write and file size in bytes, CPU in seconds, open files."""
 
     memory_bytes: int
     cpu_s: int
@@ -39,7 +40,9 @@ def confine(limits: Limits, parent_pid: int) -> bool:
     Must run while the process has one thread. ``parent_pid`` closes the gap in which the parent may have died
     before the kernel was asked to report its death.
     """
-    _lower(resource.RLIMIT_AS, limits.memory_bytes)
+    _lower(resource.RLIMIT_DATA, limits.memory_bytes)
+    # Stacks and pools of threads reserve much more than they use; this one is for systems without the other.
+    _lower(resource.RLIMIT_AS, RESERVED_MAX * limits.memory_bytes)
     _lower(resource.RLIMIT_CPU, limits.cpu_s)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
     _lower(resource.RLIMIT_NOFILE, limits.files)

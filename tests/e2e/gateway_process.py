@@ -115,15 +115,17 @@ def gateway_process(
     start: Sequence[str] = ("-m", "groundswell"),
     env: Mapping[str, str] | None = None,
     apart: bool = False,
+    under: Sequence[str] = (),
 ) -> Iterator[GatewayProcess]:
     """Run a gateway on ``folder`` until the block ends. ``settings`` is the text of its TOML file, ``start``
-    what Python is to run, ``env`` what its environment has besides. ``apart``: Ctrl-C is not for it."""
+    what Python is to run, ``env`` what its environment has besides. ``apart``: Ctrl-C is not for it.
+    ``under`` is the command line of a program that runs it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "groundswell.toml"
     file.write_text(settings)
     whole = {name: value for name, value in os.environ.items() if not name.startswith("GROUNDSWELL_")}
     whole |= {"GROUNDSWELL_DATA": str(folder / "data"), "GROUNDSWELL_CONFIG": str(file), **(env or {})}
-    command = [sys.executable, *start, "gateway", "--port", str(port), *options]
+    command = [*under, sys.executable, *start, "gateway", "--port", str(port), *options]
     log = (folder / "log.jsonl").open("a")
     process = subprocess.Popen(
         command, env=whole, stdout=subprocess.PIPE, stderr=log, text=True, process_group=0 if apart else None

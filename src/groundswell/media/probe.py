@@ -114,10 +114,11 @@ async def _ask(path: Path, folder: Path | None, target_s: float, limits: MediaLi
 
 
 async def _run(ask: Ask, wall_s: float) -> Answer:
+    # Without HOME, Python asks the system's directory of users for it, over a socket.
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-m", "groundswell.media.demux",
+        sys.executable, "-I", "-B", "-m", "groundswell.media.demux",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True, env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+        start_new_session=True, env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8", "HOME": "/"},
     )  # fmt: skip
     try:
         async with asyncio.timeout(wall_s):

@@ -35,7 +35,7 @@ AUDIO_RATE = 48_000
 PIXELS_MAX = 33_177_600
 # 8K into 2160p, 1080p and 720p takes 1.7 GB on four threads; 10 bits and 4:2:2 take more than twice that.
 MEMORY_BYTES = 4 << 30
-STALL_S = 10.0  # It reports twice a second as long as it lives, however slow the work is.
+STALL_S = 20.0  # It reports twice a second, however slow the work is; a machine may be busy beyond reason.
 OUTPUT_BYTES_MAX = 2 << 30
 FFMPEG_VARIABLE = "GROUNDSWELL_VIDEO_FFMPEG"
 

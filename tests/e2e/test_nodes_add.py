@@ -256,6 +256,8 @@ def test_what_cannot_be_added_is_said(gateway: GatewayProcess, llama: str) -> No
             said = bad(gateway, "nodes", command, closed)
             assert f"No engine answers at {closed.removeprefix('http://')} (Connection refused)" in said
     assert "http://box:11434" in bad(gateway, "nodes", "add", "box:11434")
+    for key in ((), ("--key", gateway.key)):
+        assert "this gateway itself" in bad(gateway, "nodes", "add", f"{gateway.url}/v1", *key)
     assert "has no model 'huge'" in bad(gateway, "nodes", "add", llama, "--alias", "llama=huge")
     assert "no OpenAI-compatible server" in bad(gateway, "nodes", "add", f"{llama}/nowhere")
     assert good(gateway, "nodes", "list") == before

@@ -108,6 +108,10 @@ class OpenAIHttpEngine:
                 self._loaded = loaded or await loaded_by_ollama(self._server)
         return self._info
 
+    async def gateway_instance(self) -> str:
+        """Which gateway this is, if it is one of ours and no engine; asked without needing a key."""
+        return str((await self._server.object_at("/healthz")).get("instance") or "")
+
     def start(self, capability: Capability, payload: Payload, sink: Sink) -> _Attempt:
         """Send one request; see ``ports.Engine``."""
         streams = bool(payload.body.get("stream"))

@@ -42,7 +42,8 @@ class Operations:
     """What the application shows and does; wiring fills it in.
 
     ``add_node`` takes the JSON object of ``POST /v1/nodes`` and returns what is shown of the new node;
-    ``remove_node`` takes its id. Both raise ``GroundswellError``.
+    ``remove_node`` takes its id. Both raise ``GroundswellError``. ``instance`` tells this process from every
+    other gateway.
     """
 
     nodes: Callable[[], Sequence[NodeView]]
@@ -51,6 +52,7 @@ class Operations:
     add_node: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
     remove_node: Callable[[str], Awaitable[None]]
     metrics_open: bool = False
+    instance: str = ""
 
 
 def application(
@@ -73,7 +75,7 @@ def _routes(operations: Operations) -> list[Route]:
 
     @access(None)
     async def healthz(_request: Request) -> Response:
-        return answer({"status": "ok"})
+        return answer({"status": "ok", "instance": operations.instance})
 
     @access(None)
     async def readyz(_request: Request) -> Response:

@@ -187,6 +187,7 @@ _SCHEMAS: Json = {
         engines=[_object(id="string", flavour="string", slots="integer", models=["#NodeModel"])],
     ),
     "Status": _object(status="string"),
+    "Health": _object(status="string", instance="string"),
 }  # fmt: skip
 
 
@@ -320,7 +321,7 @@ def _paths() -> Json:
                 "This description", None, {200: {"application/json": {"schema": {"type": "object"}}}}
             )
         },
-        "/healthz": {"get": _operation("The process lives", None, {200: _json("Status")})},
+        "/healthz": {"get": _operation("The process lives", None, {200: _json("Health")})},
         "/readyz": {
             "get": _operation("An engine is ready", None, {200: _json("Status"), 503: _json("Status")})
         },

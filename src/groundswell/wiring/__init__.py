@@ -203,6 +203,7 @@ async def _front_door(
         metrics=metrics.render,
         add_node=fleet.add,
         remove_node=fleet.remove,
+        instance=fleet.instance,
     )
     app = application(operations, pipeline, video.routes(transcodes, fetcher, config.video.ladder), observe)
     limits = Limits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -27,9 +28,11 @@ ADDED_FIELDS = frozenset({"url", "key", "aliases", "slots", "fingerprint"})
 
 
 class Fleet:
-    """Starts, adds, removes and stops nodes. ``added`` remembers over restarts what was added."""
+    """Starts, adds, removes and stops nodes. ``added`` remembers over restarts what was added;
+    ``instance`` tells this gateway from every other."""
 
     def __init__(self, link: MemoryLink, config: Config, added: AddedEngines) -> None:
+        self.instance = secrets.token_hex(8)
         self._link = link
         self._config = config
         self._added = added
@@ -56,6 +59,9 @@ class Fleet:
         added = _requested(request, self._nodes, self._config)
         adapter = _adapter(added, added.url)
         try:
+            if await adapter.gateway_instance() == self.instance:
+                # Its requests would come back to it, each holding a slot for the next.
+                raise BadRequest("That is the address of this gateway itself.", param="url")
             info = await adapter.probe()
         finally:
             await adapter.close()

@@ -31,6 +31,7 @@ TEACHES = {
     "jobs cancel": "What was done so far is charged",
     "keys": "Make, list and revoke",
     "keys create": "groundswell keys create laptop --scope inference --expires 30d",
+    "usage": "groundswell usage --by model --days 1",
     "keys list": "The keys themselves are not kept",
     "keys revoke": "refuse it within a second",
     "nodes": "Add, test, list and remove",

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,6 +138,23 @@ def test_chat_says_what_a_wrong_model_and_an_empty_question_are(groundswell: Com
     assert "model_not_found" in said
     assert "request " in said
     assert "no question" in groundswell.bad("chat", stdin="")
+
+
+def test_usage_is_summed_as_it_was_settled(groundswell: Commands) -> None:
+    """Whoever runs it for others wants to know who used what. Settled at most a second later."""
+    token = groundswell.good("keys", "create", "metered", "--tenant", "acme").strip()
+    assert groundswell.good("usage", "--tenant", "acme") == "Nothing was used in the last 30 days.\n"
+    groundswell.good("chat", "What is a node?", env={"GROUNDSWELL_API_KEY": token})
+    deadline = time.monotonic() + 10
+    while "acme" not in (said := groundswell.good("usage")):
+        assert time.monotonic() < deadline, said
+    [acme] = [row for row in table(said) if row["tenant"] == "acme"]
+    assert acme["works"] == "1"
+    assert int(acme["input tokens"]) > 0
+    assert int(acme["output tokens"]) > 5
+    assert acme["cost"].startswith("$0.0000")
+    [model] = table(groundswell.good("usage", "--by", "model", "--tenant", "acme", "--days", "1"))
+    assert (model["model"], model["cost"]) == ("builtin", acme["cost"])
 
 
 # --- video ---

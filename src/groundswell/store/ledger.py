@@ -120,11 +120,11 @@ async def totals(
     until_ms: int = AMOUNT_MAX,
     limit: int = 1000,
 ) -> list[Total]:
-    """Sums by ``tenant``, ``key_id``, ``model``, ``kind``, ``node_id`` or ``state``, dearest first.
+    """Sums by ``tenant``, ``key_id``, ``model``, ``kind`` or ``node_id``, dearest first.
 
     The period is since <= created < until, in milliseconds since 1970.
     """
-    if by not in ("tenant", "key_id", "model", "kind", "node_id", "state"):
+    if by not in ("tenant", "key_id", "model", "kind", "node_id"):
         raise ValueError(f"usage is not summed by {by}")
     columns = usage_table.c
     sums = [

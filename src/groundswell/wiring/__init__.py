@@ -38,9 +38,9 @@ from groundswell.telemetry.metrics import Metrics
 from groundswell.telemetry.traces import Tracer
 from groundswell.wire.fetch import Fetcher, FetchRules
 from groundswell.wiring.fleet import Fleet, probe_url
-from groundswell.wiring.state import State, open_keys, open_state
+from groundswell.wiring.state import State, open_keys, open_state, open_store
 
-__all__ = ["Service", "open_keys", "probe_url"]
+__all__ = ["Service", "open_keys", "open_store", "probe_url"]
 
 _log = logging.getLogger(__name__)
 

@@ -51,10 +51,17 @@ async def open_state(config: Config) -> AsyncIterator[State]:
 
 
 @asynccontextmanager
-async def open_keys(config: Config) -> AsyncIterator[KeyRing]:
-    """Only the keys, beside a gateway that may be running."""
+async def open_store(config: Config) -> AsyncIterator[Store]:
+    """Only the store, beside a gateway that may be running."""
     store = Store.open(config.database_url)
     try:
-        yield KeyRing(store, load_secret(config.folder, "keys"))
+        yield store
     finally:
         store.close()
+
+
+@asynccontextmanager
+async def open_keys(config: Config) -> AsyncIterator[KeyRing]:
+    """Only the keys, beside a gateway that may be running."""
+    async with open_store(config) as store:
+        yield KeyRing(store, load_secret(config.folder, "keys"))

@@ -157,6 +157,7 @@ async def test_readiness_follows_the_engines(gateway: Gateway, http: httpx.Async
     assert (await http.get("/readyz")).status_code == 200
     gateway.views[0] = replace(gateway.views[0], age_s=11.0)
     assert (await http.get("/readyz")).status_code == 503
+    assert (await http.get("/v1/nodes", headers=ADMIN)).json()["data"][0]["state"] == "silent"
     gateway.views[0] = NodeView(NodeReport("node-1", 1, 1), 0.1)
     assert (await http.get("/readyz")).status_code == 503
 

@@ -87,7 +87,6 @@ def register(app: typer.Typer) -> None:
         say(f"removed {node_id}")
 
 
-SILENT_S = 10.0  # As the gateway counts a node dead.
 HEADINGS = ["node", "state", "engine", "model", "continues", "running", "slots"]
 
 
@@ -95,17 +94,12 @@ def rows(node: dict[str, Any]) -> list[list[Any]]:
     """One row for each model on each engine of a node."""
     return [
         [
-            node["id"], state(node) if engine["healthy"] else "engine down", engine["id"], model["model"],
+            node["id"], node["state"] if engine["healthy"] else "engine down", engine["id"], model["model"],
             model["continuation"], engine["running"], engine["slots"],
         ]
         for engine in node["engines"]
         for model in engine["models"] or [{"model": "-", "continuation": "-"}]
     ]  # fmt: skip
-
-
-def state(node: dict[str, Any]) -> str:
-    """How the gateway last heard of a node."""
-    return "draining" if node["draining"] else "up" if node["age_s"] < SILENT_S else "silent"
 
 
 def show(node: dict[str, Any]) -> None:

@@ -26,7 +26,6 @@ from groundswell.model.work import Kind
 from groundswell.store.keys import Scope
 
 TRANSCODES = frozenset({Kind.TRANSCODE})
-READY_AGE_S = 10.0  # A node that was not heard of for longer counts as dead.
 
 # Paths of the OpenAI API whose nearest neighbour is not the one that is spelled most alike.
 _INSTEAD = {
@@ -82,7 +81,7 @@ def _routes(operations: Operations) -> list[Route]:
         ready = any(
             engine.healthy
             for view in operations.nodes()
-            if view.age_s < READY_AGE_S
+            if view.state != "silent"
             for engine in view.report.engines
         )
         return answer({"status": "ready" if ready else "no engine is ready"}, 200 if ready else 503)
@@ -183,6 +182,7 @@ def _node(view: NodeView) -> dict[str, Any]:
     return {
         "id": report.node_id,
         "object": "node",
+        "state": view.state,
         "age_s": round(view.age_s, 3),
         "draining": report.draining,
         "region": report.region,

@@ -164,8 +164,8 @@ _SCHEMAS: Json = {
         context_tokens="integer", warm="boolean", fingerprint="string",
     ),
     "Node": _object(
-        id="string", object=_one_of("node"), age_s="number", draining="boolean", region="string",
-        trust="integer", attempts="integer",
+        id="string", object=_one_of("node"), state=_one_of("up", "draining", "silent"), age_s="number",
+        draining="boolean", region="string", trust="integer", attempts="integer",
         engines=[
             _object(
                 id="string", healthy="boolean", slots="integer", running="integer", generation="integer",

@@ -26,6 +26,7 @@ from groundswell.core.contract import (
     Tick,
 )
 from groundswell.core.dispatch import Dispatcher
+from groundswell.core.membership import DEAD_S
 from groundswell.driver import Driver
 from groundswell.model.errors import GroundswellError, InternalError
 from groundswell.model.messages import Ended, FromNode, Offer, Output, Withdraw
@@ -60,6 +61,13 @@ class NodeView:
 
     report: NodeReport
     age_s: float
+
+    @property
+    def state(self) -> str:
+        """``up``, ``draining`` or ``silent``: for so long that the dispatcher counts it dead."""
+        if self.age_s >= DEAD_S:
+            return "silent"
+        return "draining" if self.report.draining else "up"
 
 
 class Relay:

@@ -295,8 +295,7 @@ async def _watch_fleet(relay: Relay, metrics: Metrics) -> None:
         engines: dict[str, int] = {}
         running = 0
         for view in relay.nodes():
-            node_state = "draining" if view.report.draining else "up" if view.age_s < 10 else "silent"
-            nodes[node_state] = nodes.get(node_state, 0) + 1
+            nodes[view.state] = nodes.get(view.state, 0) + 1
             for engine in view.report.engines:
                 engine_state = "up" if engine.healthy else "down"
                 engines[engine_state] = engines.get(engine_state, 0) + 1

@@ -22,6 +22,7 @@ from groundswell.cli.settings import settings
 from groundswell.model.errors import GroundswellError, NotFound
 
 FREE_BYTES_MIN = 1 << 30
+WHERE_TO_LOOK = "The gateway's log says why; of a server that you added, its own does."
 SQLITE_MIN = (3, 35)  # RETURNING, which the store's claims use.
 
 
@@ -148,7 +149,7 @@ def check_gateway() -> Finding:
         if not engine["healthy"]
     ]
     if down:
-        return Finding(f"gateway {profile.base_url}", f"Engines down: {', '.join(down)}. Its log says why.")
+        return Finding(f"gateway {profile.base_url}", f"Engines down: {', '.join(down)}. {WHERE_TO_LOOK}")
     return Finding(f"gateway {profile.base_url}, {len(nodes)} nodes, all engines healthy")
 
 

@@ -301,7 +301,7 @@ async def test_the_next_request_on_a_kept_connection_is_served(gateway: Gateway)
     script.done(script.works[0])
     found = answers(await asyncio.wait_for(reader.read(), 2))
     assert [status for status, _, _ in found] == [200, 200]
-    assert found[1][2] == b'{"status":"ok"}'
+    assert found[1][2].startswith(b'{"status":"ok"')
     writer.close()
 
 

@@ -66,9 +66,17 @@ class GatewayProcess:
 
     def address(self, name: str) -> str:
         """The URL of its only engine of one kind."""
-        (engine,) = self.engines(name)
-        (port,) = {c.laddr.port for c in engine.net_connections("tcp4") if c.status == psutil.CONN_LISTEN}
-        return f"http://127.0.0.1:{port}"
+        (url,) = self.addresses(name)
+        return url
+
+    def addresses(self, name: str) -> list[str]:
+        """The URLs of its engines of one kind."""
+        return [
+            f"http://127.0.0.1:{one.laddr.port}"
+            for engine in self.engines(name)
+            for one in engine.net_connections("tcp4")
+            if one.status == psutil.CONN_LISTEN
+        ]
 
     def streams_running(self) -> int:
         """How many the emulated engine itself has: the gateway hears of it each two seconds only."""

@@ -58,7 +58,7 @@ class Load:
     kv_blocks: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # One of a thousand is found by identity: by value it takes a millisecond.
 class _Sequence:
     """A request in the engine. ``computed`` tokens are in the KV cache; at ``target`` it decodes."""
 

@@ -150,13 +150,36 @@ def test_a_late_caller_gets_the_same_steps_as_a_punctual_one() -> None:
 def test_what_can_never_run_is_refused_at_once() -> None:
     """A request larger than the KV cache, and one too many in the queue, are errors for the client."""
     engine = BatchingEngine(PLAIN, waiting_max=1)
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest, match=r"^the request needs more KV cache than the engine has$") as huge:
         engine.add(0.0, "huge", 100 * BLOCK_TOKENS, 1)
+    assert huge.value.code == "context_length_exceeded"
     engine.add(0.0, "a", 1, 1)
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded, match=r"^the engine's queue is full$") as full:
         engine.add(0.0, "b", 1, 1)
+    assert full.value.retry_after_s == 1.0
     with pytest.raises(ValueError):
         engine.add(0.0, "a", 1, 1)
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(0, 1), (1, 0)])
+def test_a_request_of_nothing_is_a_bug_of_the_caller(prompt: int, output: int) -> None:
+    """It would never end, or end before it began."""
+    with pytest.raises(ValueError, match="a prompt and an output"):
+        BatchingEngine(PLAIN).add(0.0, "a", prompt, output)
+
+
+def test_a_waiting_request_that_is_cancelled_leaves_the_queue() -> None:
+    """Its place in the queue is for somebody else."""
+    engine = BatchingEngine(PLAIN, waiting_max=2)
+    engine.add(0.0, "a", 1, 1)
+    engine.add(0.0, "b", 1, 1)
+    engine.cancel("a")
+    engine.add(0.0, "c", 1, 1)
+    assert engine.load().waiting == 2
+    assert {name for step in engine.step(0.0).steps + engine.step(99.0).steps for name in step.finished} == {
+        "b",
+        "c",
+    }
 
 
 @given(

@@ -77,6 +77,7 @@ def test_a_model_that_nobody_has_is_refused_at_once() -> None:
     (finish,) = finishes(Desk("a").arrive(chat(model="nonsense")))
     assert (finish.state, finish.reason) == (WorkState.REFUSED, Reason.UNKNOWN_MODEL)
     assert finish.retry_after_s is None
+    assert (finish.node_id, finish.engine_id) == ("", ""), "it was nowhere"
 
 
 def test_a_known_model_without_a_healthy_node_waits_until_the_deadline() -> None:
@@ -181,6 +182,26 @@ def test_the_queue_is_bounded_in_tokens_as_well() -> None:
     desk.start(chat("w0"))
     assert desk.arrive(chat("big", prompt_tokens=5000)) == []
     assert end_of(desk.arrive(chat("small"))) == (WorkState.REFUSED, Reason.QUEUE_FULL)
+
+
+def test_a_full_queue_turns_nobody_away_who_need_not_wait() -> None:
+    """Others wait for what nobody has; a free seat is no reason to say no."""
+    desk = Desk("a", queue_works_max=1)
+    desk.arrive(chat("odd", region="nowhere"))
+    assert desk.offered(desk.arrive(chat("plain"))).work_id == "plain"
+
+
+def test_the_engine_that_has_a_free_slot_is_looked_at_in_a_fleet_of_any_size() -> None:
+    """Among hundreds that do not fit, a few drawn at random would miss the one that does."""
+    desk = Desk()
+    desk.report("special", slots=1, region="north")
+    running = desk.start(chat("first", region="north")).work_id
+    for number in range(200):
+        desk.report(f"n{number}")
+    for draw in range(20):
+        assert desk.arrive(chat(f"w{draw}", region="north"), draw=draw) == []
+        running = desk.offered(desk.step(Ended(running, 1, 0))).work_id
+        assert running == f"w{draw}"
 
 
 def test_a_longer_queue_means_a_longer_retry_after() -> None:

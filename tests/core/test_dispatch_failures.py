@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fleet import (
     Desk,
@@ -10,6 +12,7 @@ from fleet import (
     end_of,
     finishes,
     offers,
+    report,
     stream,
     tick_until,
     withdrawals,
@@ -20,6 +23,7 @@ from groundswell.core.contract import (
     Left,
     Paused,
     Reason,
+    Reported,
     Send,
     Tick,
 )
@@ -232,6 +236,51 @@ def test_an_attempt_that_we_do_not_know_is_withdrawn() -> None:
     """After a lost withdrawal a node would work for nobody."""
     desk = Desk("a")
     assert desk.report("a", attempts=[("ghost", 3)]) == [Send("a", Withdraw("ghost", 3))]
+
+
+def test_every_attempt_that_we_do_not_know_is_withdrawn_beside_those_that_we_do() -> None:
+    """One that is ours does not hide the ghosts behind it."""
+    desk = Desk("a")
+    desk.start()
+    listed = [("w", 1), ("ghost", 3), ("other", 1)]
+    assert withdrawals(desk.report("a", attempts=listed)) == [Withdraw("ghost", 3), Withdraw("other", 1)]
+
+
+def test_slots_that_others_hold_are_those_that_are_not_ours() -> None:
+    """Two of four are another gateway's, one is ours: there is room for one more."""
+    desk = Desk()
+    desk.report("a", slots=4)
+    desk.start()
+    desk.report("a", slots=4, running=3, attempts=[("w", 1)])
+    desk.start(chat("last"))
+    assert desk.arrive(chat("waits")) == []
+
+
+def test_all_that_ran_on_any_engine_of_a_node_moves_when_it_leaves() -> None:
+    """A machine may have several engines, and what is lost on one does not hide what is lost on another."""
+    desk = Desk()
+    one = report("a", 1, slots=1)
+    desk.step(Reported(replace(one, engines=(one.engines[0], replace(one.engines[0], engine_id="f")))))
+    for work_id in ("w1", "w2"):
+        desk.start(chat(work_id))
+    desk.report("b")
+    moved = offers(desk.step(Left("a", 1)))
+    assert sorted((one.work_id, one.node_id) for one in moved) == [("w1", "b"), ("w2", "b")]
+
+
+def test_all_that_a_report_shows_to_be_lost_moves_from_every_engine() -> None:
+    """Both engines were restarted between two reports."""
+    desk = Desk()
+    one = report("a", 1, slots=1)
+    desk.step(Reported(replace(one, engines=(one.engines[0], replace(one.engines[0], engine_id="f")))))
+    for work_id in ("w1", "w2"):
+        desk.start(chat(work_id))
+    desk.report("b")
+    again = report("a", 9, slots=1, engine_generation=2)
+    effects = desk.step(
+        Reported(replace(again, engines=(again.engines[0], replace(again.engines[0], engine_id="f"))))
+    )
+    assert sorted(one.work_id for one in offers(effects)) == ["w1", "w2"]
 
 
 def test_another_gateways_attempts_are_left_alone_and_take_their_slots() -> None:

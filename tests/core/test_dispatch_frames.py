@@ -272,6 +272,21 @@ def test_one_stream_that_stalls_alone_is_no_hung_engine() -> None:
 # --- continuing ---
 
 
+def test_a_continuation_is_as_long_as_what_it_reads_again_and_what_is_left() -> None:
+    """The next decision counts both: what was sent is prompt now, and no output any more."""
+    desk = Desk("a")
+    desk.start()
+    engine = desk.machine.members.nodes["a"].engines["e"]
+    assert (engine.backlog, engine.prefill_tokens) == (110, 10)
+    stream(desk, "w", 1, count=30)
+    desk.report("b")
+    desk.step(Left("a", 1))
+    engine = desk.machine.members.nodes["b"].engines["e"]
+    assert (engine.backlog, engine.prefill_tokens) == (110, 40)
+    desk.step(Cancelled("w"))
+    assert (engine.backlog, engine.prefill_tokens) == (0, 0)
+
+
 def test_after_content_only_the_same_model_may_go_on() -> None:
     """Another quantisation would change the voice in mid-sentence."""
     desk = Desk("a")

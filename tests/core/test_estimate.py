@@ -203,3 +203,73 @@ def test_waiting_for_a_place_is_not_taken_for_a_slow_engine() -> None:
     for _ in range(100):
         estimator.observe(KEY, "cpu", 200, 100, 60.0, before.tpot_s, 20)
     assert estimator.predict(KEY, "cpu", 200, 0, 0).ttft_s <= before.ttft_s
+
+
+# --- the arithmetic, number by number ---
+
+H100, CPU = PROFILES["h100-8b"], PROFILES["cpu"]
+
+
+def decode_s(
+    shape: Profile, sequences: int, context: float, prompt: float = 512, output: float = 128
+) -> float:
+    """A step in which so many decode, and the prompts of those who take an ended one's place are read."""
+    return shape.c0_s + shape.b_s * sequences * 512 / 128 + sequences * (shape.d_s + shape.e_s * context)
+
+
+def test_an_idle_engine_reads_the_prompt_and_takes_one_step() -> None:
+    """Nobody is beside; a prompt beyond what a step reads takes several."""
+    seen = Estimator().predict(KEY, "h100-8b", 500, 0, 0)
+    assert seen.tpot_s == pytest.approx(decode_s(H100, 1, 576))
+    assert seen.rate_tokens_s == pytest.approx(1 / seen.tpot_s)
+    reading = H100.b_s * 500 + H100.a2_s * 500 * 500 / 2
+    assert seen.ttft_s == pytest.approx(H100.ingress_s + H100.c0_s + reading)
+    for tokens, steps in ((8192, 1), (8193, 2)):
+        reading = H100.b_s * tokens + H100.a2_s * tokens * tokens / 2
+        first_s = Estimator().predict(KEY, "h100-8b", tokens, 0, 0).ttft_s
+        assert first_s == pytest.approx(H100.ingress_s + steps * H100.c0_s + reading)
+
+
+def test_a_busy_engine_ends_its_step_and_reads_most_of_what_is_before_us() -> None:
+    """Half a step runs already; each step decodes for those beside, who take of what a step can read."""
+    seen = Estimator().predict(KEY, "h100-8b", 500, 1000, 3)
+    assert seen.tpot_s == pytest.approx(decode_s(H100, 4, 576))
+    assert seen.rate_tokens_s == pytest.approx(4 / seen.tpot_s)
+    reading = H100.b_s * 1150 + H100.a2_s * 500 * 500 / 2
+    beside = 1.5 * 3 * (H100.d_s + H100.e_s * 576)
+    assert seen.ttft_s == pytest.approx(H100.ingress_s + 1.5 * H100.c0_s + reading + beside)
+    fits, over = (Estimator().predict(KEY, "cpu", tokens, 0, 4) for tokens in (508, 509))
+    assert over.ttft_s - fits.ttft_s > CPU.c0_s, "of 512 tokens in a step, four are for those beside"
+
+
+def test_beyond_its_places_a_request_waits_until_enough_others_have_ended() -> None:
+    """A place is free once in an answer's time divided by the places."""
+    last, full, later = (Estimator().predict(KEY, "cpu", 200, 0, n) for n in (7, 8, 10))
+    assert last.tpot_s == full.tpot_s == later.tpot_s == pytest.approx(decode_s(CPU, 8, 576))
+    assert last.rate_tokens_s == later.rate_tokens_s == pytest.approx(8 / last.tpot_s)
+    assert full.ttft_s - last.ttft_s == pytest.approx(1 * 128 * last.tpot_s / 8)
+    assert later.ttft_s - last.ttft_s == pytest.approx(3 * 128 * last.tpot_s / 8)
+
+
+def taught(base: float, prefill: float, sequence: float, requests: int) -> Estimator:
+    """An estimator that saw an engine whose parts are so many times slower than its profile's."""
+    estimator = Estimator()
+    for number in range(requests + WARMUP_SAMPLES):
+        beside = number % 4 * 20
+        prompt = 4000 if number % 3 else 500
+        todo_s = H100.b_s * prompt + H100.a2_s * prompt * prompt / 2
+        steps = 1.5 if beside else 1.0
+        context = 2833 + 500
+        ttft_s = base * (H100.ingress_s + steps * H100.c0_s) + prefill * todo_s
+        ttft_s += sequence * steps * beside * (H100.d_s + H100.e_s * context)
+        n = beside + 1
+        tpot_s = base * H100.c0_s + prefill * H100.b_s * n * 2833 / 1000
+        tpot_s += sequence * n * (H100.d_s + H100.e_s * context)
+        estimator.observe(KEY, "h100-8b", prompt, 1000, ttft_s, tpot_s, n)
+    return estimator
+
+
+@pytest.mark.parametrize("scales", [(2.0, 2.0, 2.0), (3.0, 1.0, 1.0), (1.0, 3.0, 1.0), (1.0, 1.0, 0.3)])
+def test_what_is_slow_about_an_engine_is_found_out(scales: tuple[float, float, float]) -> None:
+    """A slow disk, a slow prefill and slow memory cost different works differently."""
+    assert taught(*scales, requests=400).scales(KEY) == pytest.approx(scales, rel=0.25)

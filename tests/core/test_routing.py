@@ -15,6 +15,7 @@ from groundswell.core.chance import mix
 from groundswell.core.estimate import Estimator, Prediction
 from groundswell.core.membership import Engine, Members
 from groundswell.core.routing import (
+    COLD_S,
     DOUBT_COST_S,
     OTHERS_TOKENS,
     OVERLONG_S,
@@ -25,6 +26,7 @@ from groundswell.core.routing import (
     Router,
     fits,
     need_of,
+    output_expected,
 )
 from groundswell.core.timers import Timers
 from groundswell.model.money import Price
@@ -158,6 +160,68 @@ def test_a_seat_that_left_owns_no_prompt() -> None:
     assert gone in {pool.owners.of(block) for block in range(50)}
     town.router.remove(gone)
     assert gone not in {pool.owners.of(block) for block in range(50)}
+
+
+def test_a_prediction_is_asked_for_what_the_engine_has_now() -> None:
+    """Its own key and profile, our prompts without a first token, and every sequence, ours or others'."""
+    town = Town()
+    seat = town.add("a", slots=8).seats["m"]
+    engine = seat.engine
+    engine.prefill_tokens, engine.others = 70, 2
+    engine.held.update({("w", 1): 0.0, ("v", 1): 0.0, ("u", 1): 0.0})
+    asked: list[tuple[Any, ...]] = []
+
+    class Listener(Estimator):
+        def predict(self, *question: Any) -> Prediction:
+            asked.append(question)
+            return Prediction(1.0, 2.0, 3.0)
+
+    town.router.estimator = Listener()
+    assert town.router.predict(seat, 11, 22) == (1.0, 2.0, 3.0)
+    assert town.router.cost_s(seat, Ask(NEED, 33, 44, 0, (), 1)) > 0
+    there = (("a", "e", "m"), "h100-8b")
+    assert asked == [(*there, 11, 22, 70, 5), (*there, 33, 44, 70, 5)]
+    cold = town.add("b", capabilities=[replace(MODEL, warm=False)]).seats["m"]
+    assert town.router.predict(cold, 11, 22) == (1.0 + COLD_S, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "emitted", "expected"),
+    [(0, 0, 256), (0, 30, 256), (100, 0, 100), (100, 30, 70), (100, 99, 1), (100, 200, 1), (10**6, 0, 256)],
+)
+def test_output_is_planned_as_what_is_left_of_the_budget_or_a_usual_answer(
+    allowed: int, emitted: int, expected: int
+) -> None:
+    """Clients allow far more than answers have; what was sent needs not be made again."""
+    assert output_expected(chat(output_tokens_max=allowed), emitted) == expected
+    assert output_expected(chat(kind=Kind.EMBEDDING, output_tokens_max=allowed), emitted) == 1
+
+
+def test_the_owners_of_the_first_and_of_the_middle_block_are_looked_at() -> None:
+    """All gateways send a beginning to the same seat without a word between them, in a fleet of any size."""
+    town = Town()
+    for number in range(300):
+        town.add(f"n{number}")
+    owners = town.router.pools[KEY].owners
+    for number in range(20):
+        prefix = tuple(mix(10 * number + block) for block in range(7))
+        ranked = town.router.rank(Ask(NEED, 4000, 100, 0, prefix, number))
+        assert {owners.of(prefix[0]), owners.of(prefix[3])} <= set(ranked)
+
+
+def test_a_pool_counts_what_comes_and_goes() -> None:
+    """Retry-After and the choice between too busy and nobody there are made of these."""
+    town = Town()
+    seats = [town.add(node_id, slots=slots).seats["m"] for node_id, slots in (("a", 1), ("b", 2), ("c", 4))]
+    pool = town.router.pools[KEY]
+    assert (pool.count, pool.available, pool.slots, pool.free) == (3, 3, 7, 7)
+    pool.remove(seats[1])
+    assert (pool.count, pool.available, pool.slots, pool.free) == (2, 2, 5, 5)
+    assert seats[1] not in pool
+    pool.add(seats[1])
+    assert (pool.count, pool.available, pool.slots, pool.free) == (3, 3, 7, 7)
+    assert {pool.sample(mix(draw)) for draw in range(100)} == set(seats)
+    assert set(pool.scan(1)) == set(seats)
 
 
 def test_equal_seats_are_ordered_by_the_draw() -> None:

@@ -357,9 +357,9 @@ class Dispatcher:
         work = entry.work
         self._slots.touch(self._outliers.good(now_s, lease.engine))
         self._learn(now_s, entry, lease)
-        emitted = entry.emitted if work.streaming else 0
-        allowed = work.output_tokens_max
-        usage = combined_usage(emitted, lease.tokens, ended.usage, work.prompt_tokens, allowed)
+        usage = combined_usage(
+            entry.emitted, lease.tokens, ended.usage, work.prompt_tokens, work.output_tokens_max
+        )
         self._finish(now_s, entry, WorkState.DONE, "", effects, usage=usage)
 
     def _learn(self, now_s: float, entry: Entry, lease: Lease) -> None:

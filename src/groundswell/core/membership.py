@@ -172,13 +172,10 @@ class Members:
         if report.generation > node.generation:
             self._bury(node, change)
             node.generation = report.generation
-        before = (node.standing, node.draining, node.region, node.trust)
         node.sequence, node.seen_s, node.standing = report.sequence, now_s, Standing.ALIVE
         node.draining, node.region, node.trust = report.draining, report.region, report.trust
         self._timers.set(node, now_s + SUSPECT_S)
         self._engines(now_s, node, report, change)
-        if before != (node.standing, node.draining, node.region, node.trust):
-            change.touched = list(node.engines.values())
         return change
 
     def left(self, node_id: str, generation: int) -> Change | None:

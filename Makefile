@@ -65,10 +65,9 @@ bench-gateway: ready  ## Speed of the relay beside others on one core; PEERS=ngi
 bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
 	$(RUN) bench.video
 
-mutate:  ## How many bugs planted in core/ by mutmut its tests notice; goes on where it was stopped (1 to 2 hours)
+mutate:  ## How many bugs planted in core/ its tests notice; goes on where it was stopped (half an hour)
 	@scripts/setup.sh mutate
-	.venv-mutate/bin/mutmut run --max-children $(jobs) $(only)
-	.venv-mutate/bin/python scripts/mutation_score.py
+	.venv-mutate/bin/python scripts/mutation.py --jobs $(jobs) $(only)
 
 wheel: tools  ## Build the wheel into dist/
 	$(RUN) build --wheel

@@ -107,7 +107,7 @@ mutation_tools() {
   if [ ! -x .venv-mutate/bin/python ]; then "$python" -m venv .venv-mutate; fi
   say "installing mutmut into .venv-mutate"
   .venv-mutate/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-    mutmut pytest pytest-asyncio pytest-timeout hypothesis
+    coverage hypothesis libcst mutmut pytest pytest-asyncio pytest-timeout
   stamp > .venv-mutate/.done
 }
 

@@ -51,7 +51,7 @@ def test_a_finished_stream_teaches_when_its_first_token_came_and_how_the_others_
     desk.at(1.5).step(Output("w", 1, 1, 2))
     desk.at(2.25).step(Output("w", 1, 2, 2))
     desk.at(9.0).step(Ended("w", 1, 3))
-    assert notebook.streams == [(("a", "e", "m"), "h100-8b", 10, 5, 0.25, 0.25, 2)]
+    assert notebook.streams == [("a\ne\nm", "h100-8b", 10, 5, 0.25, 0.25, 2)]
     assert notebook.transcodes == []
 
 
@@ -63,7 +63,7 @@ def test_an_answer_of_one_token_teaches_nothing_about_further_ones(tokens: int, 
     desk.at(1.5).step(Output("w", 1, 0, tokens, resumable=False))
     desk.at(1.75).step(Output("w", 1, 1, 0))
     desk.at(2.0).step(Ended("w", 1, 2))
-    assert notebook.streams == [(("a", "e", "m"), "h100-8b", 10, counted, 0.5, 0.0, 2)]
+    assert notebook.streams == [("a\ne\nm", "h100-8b", 10, counted, 0.5, 0.0, 2)]
 
 
 def test_two_tokens_teach_the_time_between_them() -> None:
@@ -72,7 +72,7 @@ def test_two_tokens_teach_the_time_between_them() -> None:
     desk.start()
     stream(desk, "w", 1, count=2, every_s=0.5)
     desk.step(Ended("w", 1, 2))
-    assert notebook.streams == [(("a", "e", "m"), "h100-8b", 10, 2, 0.5, 0.5, 2)]
+    assert notebook.streams == [("a\ne\nm", "h100-8b", 10, 2, 0.5, 0.5, 2)]
 
 
 def test_a_continuation_teaches_with_what_it_had_to_read_again() -> None:
@@ -116,7 +116,7 @@ def test_a_transcode_teaches_its_pixels_and_its_seconds() -> None:
     desk, notebook = school(replace(MODEL, kinds=frozenset({Kind.TRANSCODE})))
     desk.start(chat(kind=Kind.TRANSCODE, streaming=False, pixels=10**9))
     desk.at(4.5).step(Ended("w", 1, 0))
-    assert notebook.transcodes == [(("a", "e", "m"), 10**9, 3.5)]
+    assert notebook.transcodes == [("a\ne\nm", 10**9, 3.5)]
     assert notebook.streams == []
 
 

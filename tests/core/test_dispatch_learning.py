@@ -87,7 +87,7 @@ def test_a_continuation_teaches_with_what_it_had_to_read_again() -> None:
     desk.at(2.5).step(Output("w", 2, 1, 1))
     desk.step(Ended("w", 2, 2))
     ((key, _, prompt_tokens, output_tokens, _, tpot_s, sequences),) = notebook.streams
-    assert (key[0], prompt_tokens, output_tokens, tpot_s, sequences) == ("b", 13, 2, 0.5, 1)
+    assert (key, prompt_tokens, output_tokens, tpot_s, sequences) == ("b\ne\nm", 13, 2, 0.5, 1)
 
 
 @pytest.mark.parametrize("changes", [{"streaming": False}, {}], ids=["whole", "without content"])

@@ -210,9 +210,7 @@ def test_waiting_for_a_place_is_not_taken_for_a_slow_engine() -> None:
 H100, CPU = PROFILES["h100-8b"], PROFILES["cpu"]
 
 
-def decode_s(
-    shape: Profile, sequences: int, context: float, prompt: float = 512, output: float = 128
-) -> float:
+def decode_s(shape: Profile, sequences: int, context: float) -> float:
     """A step in which so many decode, and the prompts of those who take an ended one's place are read."""
     return shape.c0_s + shape.b_s * sequences * 512 / 128 + sequences * (shape.d_s + shape.e_s * context)
 
@@ -249,6 +247,18 @@ def test_beyond_its_places_a_request_waits_until_enough_others_have_ended() -> N
     assert last.rate_tokens_s == later.rate_tokens_s == pytest.approx(8 / last.tpot_s)
     assert full.ttft_s - last.ttft_s == pytest.approx(1 * 128 * last.tpot_s / 8)
     assert later.ttft_s - last.ttft_s == pytest.approx(3 * 128 * last.tpot_s / 8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "places"), [(16_383, 1), (8192, 1), (8191, 2), (5461, 2), (5460, 3), (1_000_000, 1), (1, 8)]
+)
+def test_long_contexts_leave_fewer_places(prompt: int, places: int) -> None:
+    """The memory of an engine holds so many tokens; one sequence it always takes."""
+    estimator = Estimator()
+    for _ in range(WARMUP_SAMPLES + 1):
+        estimator.observe(KEY, "cpu", prompt, 2, 1.0, 0.1, 1)
+    seen = estimator.predict(KEY, "cpu", 200, 0, 10)
+    assert seen.rate_tokens_s * seen.tpot_s == pytest.approx(places)
 
 
 def taught(base: float, prefill: float, sequence: float, requests: int) -> Estimator:

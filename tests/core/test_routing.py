@@ -179,8 +179,7 @@ def test_a_prediction_is_asked_for_what_the_engine_has_now() -> None:
     town.router.estimator = Listener()
     assert town.router.predict(seat, 11) == (1.0, 2.0, 3.0)
     assert town.router.cost_s(seat, Ask(NEED, 33, 44, 0, (), 1)) > 0
-    there = ("a\ne\nm", "h100-8b")
-    assert asked == [(*there, 11, 70, 5), (*there, 33, 70, 5)]
+    assert asked == [(seat.key, "h100-8b", 11, 70, 5), (seat.key, "h100-8b", 33, 70, 5)]
     cold = town.add("b", capabilities=[replace(MODEL, warm=False)]).seats["m"]
     assert town.router.predict(cold, 11) == (1.0 + COLD_S, 2.0, 3.0)
 

@@ -86,6 +86,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         for node in (statement.body.body if isinstance(statement, libcst.ClassDef) else [statement])
         if isinstance(node, libcst.FunctionDef)
     }
+    plain = {function: code_of(function) for function in owners}
     count: Counter[libcst.FunctionDef] = Counter()
     for mutation in mutations:
         function = mutation.contained_by_top_level_function
@@ -99,11 +100,13 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             function.name.value,
             count[function],
             (place.start.line, place.end.line),
-            libcst.Module([function]).code.strip("\n"),
-            libcst.Module([function.deep_replace(mutation.original_node, mutation.mutated_node)]).code.strip(
-                "\n"
-            ),
+            plain[function],
+            code_of(function.deep_replace(mutation.original_node, mutation.mutated_node)),
         )
+
+
+def code_of(function: libcst.FunctionDef) -> str:
+    return libcst.Module([function]).code.strip("\n")
 
 
 def plant(mutant: Mutant) -> None:

@@ -69,7 +69,9 @@ async def test_the_key_itself_is_nowhere_in_the_files(ring: KeyRing, store: Stor
     """Whoever steals the database or a backup must not be able to use the keys in it."""
     token, _ = await ring.create("acme", "laptop", ALL)
     store.close()
-    for path in (tmp_path / "data").iterdir():
+    files = list((tmp_path / "data").iterdir())
+    assert any(b"laptop" in path.read_bytes() for path in files), "this is where keys are kept"
+    for path in files:
         assert token.encode() not in path.read_bytes()
         assert token[4:20].encode() not in path.read_bytes()
 

@@ -283,7 +283,8 @@ def test_any_order_of_events_keeps_slots_and_answers_straight(events: list[Any])
     running: set[tuple[str, int]] = set()
     began: set[tuple[str, int]] = set()
     generations = {"e": 0, "f": 0}
-    for now, event in enumerate([Tick(), *events]):
+    up = [EngineUp("e", 2, (MODEL,)), EngineUp("f", 1, (MODEL,))]
+    for now, event in enumerate([Tick(), *up, *events]):
         key = (getattr(event, "work_id", ""), getattr(event, "attempt", 0))
         for effect in agent.step(now / 4, event):
             match effect:

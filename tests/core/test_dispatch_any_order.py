@@ -251,7 +251,7 @@ def test_any_order_of_events_keeps_the_promises(script: list[tuple[str, int]]) -
     for node_id in NODES:
         world.start(node_id)
     for _ in range(600):
-        if set(world.finished) == set(world.arrived) and not world.desk._slots:
+        if set(world.finished) == set(world.arrived) and not world.desk._slots._engines:
             break
         while world.up_wire or world.down_wire:
             while world.up_wire:

@@ -6,7 +6,7 @@ import pytest
 from fleet import MODEL, report
 
 from groundswell.core import affinity
-from groundswell.core.affinity import TURN_S, Memory, Owners
+from groundswell.core.affinity import BUCKETS, TURN_S, Memory, Owners
 from groundswell.core.chance import mix
 from groundswell.core.membership import Members, Seat
 from groundswell.core.timers import Timers
@@ -55,6 +55,20 @@ def test_a_seat_that_leaves_moves_only_what_it_owned() -> None:
     assert all_seats[0] not in after.values()
     owners.add(all_seats[0])
     assert {block: owners.of(block) for block in blocks} == before
+
+
+def test_who_joins_later_owns_what_it_would_have_owned_from_the_start() -> None:
+    """Gateways hear of nodes at different times, and ask for owners in between."""
+    late, blocks = Owners(), [mix(number) for number in range(8000)]
+    there = seats(7)
+    for seat in there:
+        late.add(seat)
+        assert {late.of(block) for block in blocks} <= set(there)
+    fresh = Owners()
+    for seat in there:
+        fresh.add(seat)
+    assert [late.of(block) for block in blocks] == [fresh.of(block) for block in blocks]
+    assert len(late._owner) == BUCKETS, "blocks fall into all of them"
 
 
 def test_an_owner_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

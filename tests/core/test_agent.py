@@ -255,6 +255,9 @@ def test_a_draining_node_refuses_finishes_and_says_when_it_is_empty() -> None:
     assert agent.step(1.1, Drain()) == [told(3, attempts=(("w", 1),), draining=True)]
     assert agent.step(1.1, Drain()) == []
     assert agent.step(1.2, offer("x")) == [Reply(Refused("x", 1, Refusal.DRAINING))]
+    assert agent.step(1.25, Withdraw("x", 1)) == [Reply(Refused("x", 1, Refusal.DRAINING))], (
+        "so it was answered"
+    )
     done = Ended("w", 1, 0)
     assert agent.step(1.3, done) == [Reply(done), Drained()]
     assert agent.step(1.4, Tick()) == []

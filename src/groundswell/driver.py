@@ -76,7 +76,7 @@ class Driver(Generic[EventT, EffectT]):
         self._tick = tick
         self._loop = asyncio.get_running_loop()
         self._queue: deque[EventT] = deque()
-        self._stepping = False
+        self.stepping = False  # Whether a step is in progress, so that an event fed now waits for its turn.
         self._timer: asyncio.Handle | None = None  # uvloop's for a time that has come is no TimerHandle.
         self._timer_s = 0.0
         self._hear_first_s = hear_first_s
@@ -87,24 +87,19 @@ class Driver(Generic[EventT, EffectT]):
         """Step the machine with ``event``, now or right after the step that is in progress."""
         if self._closed:
             return
-        if self._stepping:
+        if self.stepping:
             self._queue.append(event)
             return
-        self._stepping = True
+        self.stepping = True
         try:
             self._step(event)
             while self._queue:
                 self._step(self._queue.popleft())
         finally:
-            self._stepping = False
+            self.stepping = False
         wake_s = self._machine.wake_s
         if wake_s is not None and (self._timer is None or wake_s < self._timer_s):
             self._set_timer(wake_s)
-
-    @property
-    def stepping(self) -> bool:
-        """Whether a step is in progress, so that an event fed now waits for its turn."""
-        return self._stepping
 
     def close(self) -> None:
         """Stop the timer; events that still come are dropped."""

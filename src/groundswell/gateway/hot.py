@@ -124,7 +124,8 @@ class HotCycle:
 
     def admit(self, headers: Mapping[bytes, bytes], length: int | None) -> None:
         """Authenticate, before any of the body is looked at."""
-        self.traceparent = headers.get(b"traceparent", b"")[:TRACEPARENT_BYTES].decode("latin-1")
+        if b"traceparent" in headers:
+            self.traceparent = headers[b"traceparent"][:TRACEPARENT_BYTES].decode("latin-1")
         try:
             found = self._paths.pipeline.admit("POST", headers, self._paths.access, length)
         except GroundswellError as error:

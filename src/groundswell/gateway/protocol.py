@@ -267,7 +267,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         if len(self.url) > self._limits.url_bytes_max:
             self._stop(UriTooLong(f"The URL is longer than {self._limits.url_bytes_max} bytes."))
 

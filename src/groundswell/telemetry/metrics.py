@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
@@ -27,7 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._seen: dict[str, set[str]] = {}
+        self._seen: defaultdict[str, set[str]] = defaultdict(set)
         self._requests = self._counter("requests", "HTTP requests answered.", "endpoint", "code")
         self._request_s = self._histogram(
             "request_seconds", "Until the whole answer was sent.", _SECONDS, "endpoint"
@@ -116,7 +117,7 @@ class Metrics:
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def _bounded(self, label: str, value: str) -> str:
-        seen = self._seen.setdefault(label, set())
+        seen = self._seen[label]
         if value in seen:
             return value
         if len(seen) >= LABEL_VALUES_MAX:

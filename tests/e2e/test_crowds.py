@@ -180,6 +180,7 @@ class Watched:
     """A gateway as it is seen from outside."""
 
     def __init__(self, gateway: GatewayProcess, client: httpx.AsyncClient) -> None:
+        self._gateway = gateway
         self._engines = gateway.addresses(SLOW)
         self._process = psutil.Process(gateway.process.pid)
         self._client = client
@@ -205,7 +206,12 @@ class Watched:
 
     async def load(self) -> int:
         """How many streams the engines of the crowd themselves have."""
-        answers = await asyncio.gather(*(self._client.get(f"{one}/load") for one in self._engines))
+        while True:
+            try:
+                answers = await asyncio.gather(*(self._client.get(f"{one}/load") for one in self._engines))
+                break
+            except httpx.TransportError:  # Started anew: its node took it for hung on a machine that is busy.
+                self._engines = self._gateway.addresses(SLOW)
         return sum(answer.json()["running"] + answer.json()["waiting"] for answer in answers)
 
     async def most_memory(self) -> int:
@@ -236,7 +242,7 @@ async def test_a_crowd_of_slow_readers_is_cut_and_others_do_not_feel_it(
     """Who takes a byte a second gets no engine for hours, no memory to speak of, and slows nobody down."""
     count = pytestconfig.getoption("--readers")
     full = count >= FULL
-    stalled_s, speed, alone_s = (30.0, 0.022, 20.0) if full else (3.0, 0.1, 2.0)
+    stalled_s, speed, alone_s = (30.0, 0.009, 20.0) if full else (3.0, 0.1, 2.0)
     async with watched_gateway(tmp_path, settings(count, speed, stalled_s)) as (door, watched):
         others, readers = Others(door), SlowReaders(door)
         others.start()
@@ -246,7 +252,7 @@ async def test_a_crowd_of_slow_readers_is_cut_and_others_do_not_feel_it(
         others.gaps_s.clear()
         began_s = time.monotonic()
         await readers.open(count, count / 50)
-        await readers.read_until_cut(150.0)
+        await readers.read_until_cut(300.0)
         took_s = time.monotonic() - began_s
         beside_s = others.so_far()
         memory.cancel()

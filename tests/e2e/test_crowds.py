@@ -38,7 +38,7 @@ MEMORY_FIRST, MEMORY_EACH = 8_000_000, 96_000
 SLOW = "slow-" + "x" * 230
 OTHERS = 16
 ENGINES = 5
-HELD_BYTES_MAX = 2 * (32 << 10) + (8 << 10)  # In the gateway, in its kernel, in the reader's.
+HELD_BYTES_MAX = (16 << 10) + (32 << 10) + (8 << 10)  # In the gateway, in its kernel, in the reader's.
 EVENT_BYTES_MIN = 500
 FREE_S = 1.0  # p99 of the time until a slot is free after its client left; in the full measure only.
 
@@ -212,6 +212,7 @@ class Watched:
                 break
             except httpx.TransportError:  # Started anew: its node took it for hung on a machine that is busy.
                 self._engines = self._gateway.addresses(SLOW)
+                await asyncio.sleep(0.5)
         return sum(answer.json()["running"] + answer.json()["waiting"] for answer in answers)
 
     async def most_memory(self) -> int:

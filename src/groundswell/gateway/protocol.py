@@ -49,8 +49,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset, and drop what
 class Limits:
     """What a connection may cost. Seconds, bytes, counts.
 
-    Above ``behind_bytes`` that a client has not taken (and as much again in the kernel) its engine is paused;
-    then ``stalled_s`` and ``progress_bytes`` hold, see ``unread``.
+    Above ``behind_bytes`` that a client has not taken, beside what the kernel holds (``server``), its engine is
+    paused; then ``stalled_s`` and ``progress_bytes`` hold, see ``unread``. A stream then takes 63 kB in all.
 
     A body may take ``body_s`` plus a time per MiB received: hot paths are short JSON; uploads come over
     people's lines (64 KiB/s at least).
@@ -64,7 +64,7 @@ class Limits:
     upload_s_per_mib: float = 16.0
     stalled_s: float = 30.0
     progress_bytes: int = 4 << 10
-    behind_bytes: int = 32 << 10
+    behind_bytes: int = 16 << 10
     unread_bytes_max: int = 256 << 20  # Of all clients together.
     linger_s: float = 2.0
     url_bytes_max: int = 8 << 10

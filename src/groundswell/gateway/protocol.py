@@ -49,8 +49,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset, and drop what
 class Limits:
     """What a connection may cost. Seconds, bytes, counts.
 
-    Above ``behind_bytes`` that a client has not taken, beside what the kernel holds (``server``), its engine is
-    paused; then ``stalled_s`` and ``progress_bytes`` hold, see ``unread``. A stream then takes 63 kB in all.
+    Above ``behind_bytes`` that a client has not taken, beside what the kernel holds (``server``), its engine
+    is paused; then ``stalled_s`` and ``progress_bytes`` hold, see ``unread``. Such a stream costs 63 kB.
 
     A body may take ``body_s`` plus a time per MiB received: hot paths are short JSON; uploads come over
     people's lines (64 KiB/s at least).

@@ -288,7 +288,7 @@ async def test_a_crowd_that_leaves_at_once_frees_its_slots_and_leaves_nothing(
 ) -> None:
     """A thousand tabs that close must not block a thousand slots, each for an answer that nobody reads."""
     count = pytestconfig.getoption("--disconnects")
-    async with watched_gateway(tmp_path, settings(count, 0.01, 30.0)) as (door, watched):
+    async with watched_gateway(tmp_path, settings(count, 0.02, 30.0)) as (door, watched):
         first = ask(door, SLOW, 0)  # What a gateway makes once is made.
         await asyncio.sleep(2)
         first.close()

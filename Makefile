@@ -1,5 +1,5 @@
 # `make up` runs Groundswell and does the main job before your eyes; `make test` proves it. Both set up first.
-.PHONY: up test ready tools check fix docs sim sim-long chaos soak fuzz bench-core bench-gateway bench-video mutate wheel clean help
+.PHONY: up test ready tools check fix docs sim sim-long chaos soak fuzz bench-core bench-gateway bench-links bench-video mutate wheel clean help
 .DEFAULT_GOAL := help
 
 RUN := .venv/bin/python -m
@@ -61,6 +61,9 @@ bench-core: tools  ## Cost of a decision with 10, 1,000 and 10,000 nodes; memory
 bench-gateway: ready  ## Speed of the relay beside others on one core; PEERS=nginx,smg ROUNDS=1 MEASURES=requests, ARGS=--quick
 	$(RUN) bench.gateway $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MEASURES),--measures $(MEASURES)) \
 	  $(if $(filter undefined,$(origin PEERS)),,--peers '$(PEERS)') $(ARGS)
+
+bench-links: ready  ## What the network costs: the same engines by URL and behind a node over NATS; 100 nodes lose their server
+	$(RUN) bench.links $(ARGS)
 
 bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
 	$(RUN) bench.video

@@ -88,6 +88,7 @@ test_tools() {
   command -v npm >/dev/null || missing="$missing npm"
   command -v strace >/dev/null || missing="$missing strace"
   command -v openssl >/dev/null || missing="$missing openssl"
+  if ! command -v nft >/dev/null && [ ! -x /usr/sbin/nft ]; then missing="$missing nftables"; fi
   if ! command -v ip >/dev/null && [ ! -x /usr/sbin/ip ]; then missing="$missing iproute2"; fi
   # shellcheck disable=SC2086
   if [ -n "$missing" ]; then packages $missing; fi

@@ -157,7 +157,7 @@ def test_every_metric_is_explained_and_no_other() -> None:
 
 def routes() -> dict[str, Access]:
     """Every route of the gateway, ``METHOD /path``, and who may use it."""
-    operations = Operations(list, int, lambda: (b"", ""), None, None)  # type: ignore[arg-type]
+    operations = Operations(list, int, lambda: (b"", ""), None, None, None)  # type: ignore[arg-type]
     files = video.routes(SimpleNamespace(jobs=None, blobs=None), None)  # type: ignore[arg-type]
     app = application(operations, Pipeline(None), files)
     assert isinstance(app, Guard)

@@ -73,6 +73,20 @@ class Gateway(Section, frozen=True, kw_only=True):
     drain_s: Annotated[Seconds, described("How long open requests may take to end when it stops.")] = 30.0
 
 
+class Network(Section, frozen=True, kw_only=True):
+    """Nodes on other machines."""
+
+    open: Annotated[
+        str,
+        described(
+            "Address under which other machines reach this one, `HOST` or `HOST:PORT`; empty lets none in."
+        ),
+    ] = ""
+    port: Annotated[
+        Port, described("Port that they come to, when `open` names none; 0 takes a free one.")
+    ] = 4222
+
+
 class Limits(Section, frozen=True, kw_only=True):
     """What a client may send, and what it may leave unread."""
 
@@ -217,6 +231,7 @@ class Config(Section, frozen=True, kw_only=True):
         str, described("SQLAlchemy URL of the database; empty is SQLite in the data folder.")
     ] = ""
     gateway: Gateway = Gateway()
+    network: Network = Network()
     limits: Limits = Limits()
     queue: Queue = Queue()
     prices: Prices = Prices()

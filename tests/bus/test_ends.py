@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from groundswell.bus import subjects
 from groundswell.bus.gateway_end import FORGET_S, GatewayEnd
 from groundswell.bus.node_end import SILENCE_S, NodeEnd
-from groundswell.bus.records import Hello, Part, Report, encode
-from groundswell.bus.streams import WINDOW_BYTES
+from groundswell.bus.records import Hello, Part, Report, answer_record, encode
+from groundswell.bus.streams import PART_COST, WINDOW_BYTES
 from groundswell.model.messages import Accepted, Ended, Fault, Offer, Output, Refusal, Refused, Withdraw
 from groundswell.model.node import NodeReport
 from groundswell.model.work import Kind
@@ -258,6 +258,27 @@ def test_an_engine_that_ignores_its_pause_is_ended(monkeypatch: pytest.MonkeyPat
     assert world.at_node["n1"].heard == [offer(), Withdraw("w", 1)]
 
 
+def test_a_large_offer_that_comes_in_slowly_is_not_taken_as_lost() -> None:
+    """Tens of megabytes of video over a line of somebody's home take longer than any answer may."""
+    world = World()
+    world.down.delay_s = 3.0
+    large = Payload(Kind.TRANSCODE, {}, bytes(3 * WINDOW_BYTES))
+    got: list[Any] = []
+    world.nodes["n1"].listen(lambda message, payload: got.append(payload), lambda *flow: None)
+    world.gateway.send("n1", offer(), large)
+    world.run(4)
+    assert [message for message, _ in world.at_gateway.heard] == [Accepted("w", 1)]
+    assert got == []
+    world.nodes["n1"].report(NodeReport("n1", 1, 1, attempts=(("v", 1),)))
+    world.run(0.1)
+    assert world.at_gateway.reports[0].attempts == (("v", 1), ("w", 1))
+    world.run(30)
+    assert got == [large]
+    world.nodes["n1"].report(NodeReport("n1", 1, 2))
+    world.run(0.1)
+    assert world.at_gateway.reports[1].attempts == ()
+
+
 def test_a_node_speaks_of_its_own_attempts_only() -> None:
     """Knowing another's work does not let a node answer for it, end it or learn where it stands."""
     world = World()
@@ -292,6 +313,23 @@ def test_a_node_that_was_started_anew_has_nothing_of_its_earlier_life() -> None:
     world.run(0.1)
     assert b"ghost" not in [data for _, data in world.at_gateway.heard]
     assert world.at_node["n1"].heard[-1] == Withdraw("v", 1)
+
+
+def test_a_node_whose_connection_ended_has_lost_its_works_and_may_come_back() -> None:
+    """A killed process is known at once; one that only lost its connection stops what was given to others."""
+    world = World()
+    node = accepted(world)
+    node.report(NodeReport("n1", 1, 1))
+    world.run(0.05)
+    world.gateway.lost("n1")
+    assert world.at_gateway.left == [("n1", 1)]
+    node.send(Output("w", 1, 0, 1), b"late")
+    world.run(0.1)
+    assert b"late" not in [data for _, data in world.at_gateway.heard]
+    assert world.at_node["n1"].heard[-1] == Withdraw("w", 1)
+    node.report(NodeReport("n1", 1, 2))
+    world.run(0.05)
+    assert world.at_gateway.reports[-1].sequence == 2
 
 
 def test_a_node_of_another_protocol_is_told_and_not_used() -> None:
@@ -336,3 +374,61 @@ def test_a_goodbye_does_not_overtake_the_last_answer() -> None:
     world.gateway.received(*goodbye)
     world.run(0.1)
     assert order[:2] == [Ended("w", 1, 0), ("n1", 1)]
+
+
+def flooded(world: World, say: Callable[[int], bytes], count: int) -> list[str]:
+    """Which nodes are reported after one has sent so much at once."""
+    out: list[str] = []
+    world.gateway._on_flood = out.append
+    for number in range(count):
+        world.gateway.received(subjects.from_node("n1", "g1"), say(number))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("say", "count"),
+    [
+        (lambda number: encode(Part("nobody", 1, number, False, b"x")), 60_000),
+        (lambda number: encode(Part("w", 1, 0, False, b"x")), 60_000),
+        (lambda number: encode(Report(Hello(1, 1), NodeReport("n1", 1, number))), 2_000),
+        (lambda number: b"nonsense", 200),
+    ],
+    ids=["unknown attempts", "copies", "reports", "nonsense"],
+)
+def test_a_node_that_floods_the_gateway_is_shut_out(say: Callable[[int], bytes], count: int) -> None:
+    """A hundred thousand messages in a second would hold up everybody's streams."""
+    world = World()
+    accepted(world)
+    assert flooded(world, say, count) == ["n1"]
+    before = len(world.bytes)
+    assert flooded(world, say, 100) == []
+    assert len(world.bytes) == before, "it is still answered"
+    assert world.at_gateway.left, "its works must go elsewhere"
+
+
+def test_a_node_that_sends_again_after_a_lost_connection_is_no_flood() -> None:
+    """Thirty streams with a full window each, all repeated, are what an honest node may have to send."""
+    world = World()
+    for stream in range(30):
+        accepted(world, f"w{stream}")
+    record = answer_record(Output("w", 1, 0, 1), b"x" * 100, None)
+    again = [
+        encode(Part(f"w{stream}", 1, index, False, record))
+        for stream in range(30)
+        for index in range(1, WINDOW_BYTES // (len(record) + PART_COST))
+    ]
+    assert flooded(world, lambda number: again[number], len(again)) == []
+    assert flooded(world, lambda number: again[number], len(again)) == []
+
+
+def test_what_goes_beyond_its_credit_is_not_taken() -> None:
+    """A node that does not heed credit would fill the memory of the gateway for a slow client."""
+    world = World()
+    accepted(world)
+    world.gateway.pause("n1", "w", 1)
+    for index in range(1, 100):
+        record = answer_record(Output("w", 1, index - 1, 1), bytes(60_000), None)
+        part = encode(Part("w", 1, index, False, record))
+        world.gateway.received(subjects.from_node("n1", "g1"), part)
+    taken = sum(len(data) for _, data in world.at_gateway.heard)
+    assert taken <= WINDOW_BYTES + 60_000

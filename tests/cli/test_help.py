@@ -39,6 +39,8 @@ TEACHES = {
     "nodes test": "nothing is added",
     "nodes list": "can go on with a broken stream",
     "nodes rm": "its running requests move elsewhere",
+    "invite": "groundswell invite --name gpu-box --expires 1d",
+    "join": "so it works behind NAT",
 }
 
 

@@ -41,7 +41,7 @@ async def gateway(limits: Limits, hold_s: float) -> AsyncIterator[Gateway]:
     async def remove(_node_id: str) -> None:
         return None
 
-    operations = Operations(lambda: views, lambda: 3, lambda: (b"metric 1\n", "text/plain"), add, remove)
+    operations = Operations(lambda: views, lambda: 3, lambda: (b"metric 1\n", "text/plain"), add, remove, add)
     app = application(operations, pipeline, observe=seen.append)
     server = Server(app, text.paths, limits=limits, drain_s=2)
     gateway = Gateway(server, await server.start(), script, seen, ring)

@@ -47,6 +47,7 @@ def check(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
         ("GET", "/v1/nodes", {ADMIN_KEY}),
         ("POST", "/v1/nodes", {ADMIN_KEY}),
         ("DELETE", "/v1/nodes/x", {ADMIN_KEY}),
+        ("POST", "/v1/invites", {ADMIN_KEY}),
         ("POST", "/v1/embeddings", {KEY, ADMIN_KEY}),
     ],
 )
@@ -207,6 +208,6 @@ async def test_an_endpoint_without_declared_access_keeps_the_application_from_st
     async def nothing(_what: Any) -> Any:
         return None
 
-    operations = Operations(list, lambda: 0, lambda: (b"", "text/plain"), nothing, nothing)
+    operations = Operations(list, lambda: 0, lambda: (b"", "text/plain"), nothing, nothing, nothing)
     with pytest.raises(ValueError, match="who may use it"):
         application(operations, Pipeline(None), [Route("/x", forgotten)])

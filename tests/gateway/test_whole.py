@@ -71,7 +71,9 @@ async def whole() -> AsyncIterator[Whole]:
     async def nothing(_what: Any) -> Any:
         return None
 
-    operations = Operations(relay.nodes, lambda: relay.queued, lambda: (b"", "text/plain"), nothing, nothing)
+    operations = Operations(
+        relay.nodes, lambda: relay.queued, lambda: (b"", "text/plain"), nothing, nothing, nothing
+    )
     server = Server(application(operations, pipeline), text.paths, drain_s=1)
     port = await server.start()
     async with asyncio.timeout(60):

@@ -79,7 +79,9 @@ class VideoWorld:
             return None
 
         pipeline = Pipeline(self.keys)
-        operations = Operations(self.relay.nodes, lambda: 0, lambda: (b"", "text/plain"), nothing, nothing)
+        operations = Operations(
+            self.relay.nodes, lambda: 0, lambda: (b"", "text/plain"), nothing, nothing, nothing
+        )
         return Server(
             application(operations, pipeline, table), TextPaths(self.relay, pipeline).paths, drain_s=2
         )

@@ -27,13 +27,15 @@ Key = tuple[str, int]
 
 @dataclass(slots=True)
 class Channel:
-    """One attempt. ``peer`` is the other end's id. ``over``: only the end of it is still of interest."""
+    """One attempt. ``peer`` is the other end's id. ``begun``: the node has begun to take the offer in; at the
+    node itself, that it has all of it. ``over``: only the end of it is still of interest."""
 
     work_id: str
     attempt: int
     peer: str
     sender: Sender
     receiver: Receiver = field(default_factory=Receiver)
+    begun: bool = False
     over: bool = False
     paused: bool = False
 

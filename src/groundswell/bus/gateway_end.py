@@ -30,7 +30,7 @@ from groundswell.bus.records import (
 )
 from groundswell.bus.streams import RECORD_BYTES_MAX, Overfull
 from groundswell.model.errors import GroundswellError
-from groundswell.model.messages import Ended, FromNode, Offer, Output, Refused, ToNode
+from groundswell.model.messages import Accepted, Ended, FromNode, Offer, Output, Refused, ToNode
 from groundswell.model.node import NodeReport
 from groundswell.ports import Payload
 
@@ -38,6 +38,13 @@ _log = logging.getLogger(__name__)
 
 FORGET_S: Final = 60.0  # Without a word from its node; the brain has given the attempt up long before.
 NODES_MAX: Final = 16_384  # As many as the brain remembers.
+# What a node sends in vain costs patience: parts that were here already or of attempts that are over,
+# reports, nonsense. A whole window of each of thirty streams, sent again after a broken connection, is
+# within it; a flood is over in a fraction of a second. What brings a stream on is bounded by its credit.
+PATIENCE: Final = 50_000.0
+PATIENCE_PER_S: Final = 5_000.0
+REPORT_COST: Final = 50.0
+NONSENSE_COST: Final = 500.0
 TRUST_MAX: Final = 1  # A node cannot vouch for itself.
 
 
@@ -48,10 +55,14 @@ class _Node:
     heard_s: float
     generation: int = -1
     fits: bool | None = None
+    patience: float = PATIENCE
 
 
 class GatewayEnd:
-    """See ``ports.GatewayLink``. The wire calls ``received``, ``connected``, and ``beat`` each second."""
+    """See ``ports.GatewayLink``. The wire calls ``received``, ``connected``, and ``beat`` each second.
+
+    ``on_flood`` hears of a node that has sent too much in vain; it is not heard any more until ``welcome``.
+    """
 
     def __init__(
         self,
@@ -59,7 +70,9 @@ class GatewayEnd:
         publish: Callable[[str, bytes], None],
         now_s: Callable[[], float],
         software: str = "",
+        on_flood: Callable[[str], None] = lambda node_id: None,
     ) -> None:
+        self._on_flood = on_flood
         self.gateway_id = gateway_id
         self.subjects = subjects.of_gateway(gateway_id)
         self._now_s = now_s
@@ -103,6 +116,25 @@ class GatewayEnd:
     ) -> None:
         self._on_message, self._on_report, self._on_left = on_message, on_report, on_left
 
+    def welcome(self, node_id: str) -> None:
+        """A node that was let in, perhaps again."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            node.patience = PATIENCE
+
+    def lost(self, node_id: str) -> None:
+        """The node's connection has ended. What it ran goes on elsewhere, at once; it may come back."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            self._gone(node_id, node.generation)
+
+    def expel(self, node_id: str) -> None:
+        """A node is no longer welcome: what it runs is lost, and it is not heard until it starts anew."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            node.fits = False
+            self._gone(node_id, node.generation)
+
     # --- the wire ---
 
     def connected(self) -> None:
@@ -122,13 +154,16 @@ class GatewayEnd:
         """A message came in. What is wrong with it is the sender's fault, and ends here."""
         node_id, to = subjects.parts(subject)
         node = self._node(node_id)
-        if node is None:
+        if node is None or node.patience < 0:
             return
-        node.heard_s = self._now_s()
+        now_s = self._now_s()
+        node.patience = min(PATIENCE, node.patience + (now_s - node.heard_s) * PATIENCE_PER_S)
+        node.heard_s = now_s
         try:
             self._take(node_id, node, data, to == subjects.ALL)
         except Malformed as error:
             self._channels.misbehaves(node_id, error)
+            self._charge(node_id, NONSENSE_COST)
             if node.fits is None and data[:1] != bytes((PROTOCOL,)):
                 node.fits = False
                 self._channels.say(node_id, self._hello)
@@ -154,8 +189,11 @@ class GatewayEnd:
         channel = self._channels.get(part.work_id, part.attempt)
         if channel is None:
             self._channels.say(node_id, Beat((), ((part.work_id, part.attempt),)))
+            self._charge(node_id, 1.0)
             return
         self._own(channel, node_id)
+        if part.index != channel.receiver.got:
+            self._charge(node_id, 1.0)
         record = self._channels.take(channel, part)
         if record is None:
             return
@@ -164,6 +202,7 @@ class GatewayEnd:
         except Malformed:
             self._channels.drop(channel)  # Its numbering cannot be trusted any more; the brain moves on.
             raise
+        channel.begun = True
         channel.sender.arrived()
         if isinstance(message, Ended | Refused):
             self._channels.tell(channel)
@@ -182,6 +221,8 @@ class GatewayEnd:
             else:
                 self._own(channel, node_id)
                 self._channels.heard(channel, state)
+                if state.got > 0 and not channel.begun:
+                    self._begun(channel)
         for key in unknown:
             channel = self._channels.get(*key)
             if channel is not None:
@@ -190,9 +231,17 @@ class GatewayEnd:
         if forgotten:
             self._channels.say(node_id, Beat((), tuple(forgotten)))
 
+    def _begun(self, channel: Channel) -> None:
+        """A large offer is on its way in. The brain would take one without an answer as lost after two
+        seconds; whether the node really has a slot it says when it has all of it."""
+        channel.begun = True
+        if not channel.sender.empty and self._on_message is not None:
+            guarded(self._on_message, Accepted(*channel.key), b"", None)
+
     def _report(self, node_id: str, node: _Node, hello: Hello, report: NodeReport) -> None:
         if report.node_id != node_id:
             raise Malformed("a report in another's name")
+        self._charge(node_id, REPORT_COST)
         if report.generation > node.generation:
             self._meet(node_id, node, hello, report.generation)
         if node.fits and self._on_report is not None:
@@ -219,6 +268,15 @@ class GatewayEnd:
             guarded(self._on_left, node_id, generation)
 
     # --- what it takes ---
+
+    def _charge(self, node_id: str, cost: float) -> None:
+        """It has sent something in vain."""
+        node = self._nodes[node_id]
+        node.patience -= cost
+        if node.patience < 0 <= node.patience + cost:
+            _log.error("a node floods the network", extra={"node_id": node_id})
+            self.expel(node_id)
+            guarded(self._on_flood, node_id)
 
     def _node(self, node_id: str) -> _Node | None:
         node = self._nodes.get(node_id)

@@ -75,6 +75,10 @@ class MemoryGatewayLink:
         """Whether this is the end that the node id stands for now."""
         return self._nodes.get(node.node_id) is node
 
+    def has(self, node_id: str) -> bool:
+        """Whether a node with this id is in this process."""
+        return node_id in self._nodes
+
     def receive(
         self, node: MemoryNodeLink, message: FromNode, data: bytes, error: GroundswellError | None
     ) -> None:

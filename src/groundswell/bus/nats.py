@@ -28,14 +28,20 @@ from groundswell.driver import Chance
 
 _log = logging.getLogger(__name__)
 
+# asyncio says so at the end of each TLS connection of a client that uses streams; it means nothing.
+logging.getLogger("asyncio").addFilter(lambda record: "returning true from eof_received" not in record.msg)
+
 # At most a fifth of all nodes shall return within the same 250 ms, and all of them within 5 s.
-RETRY_SPREAD_S: Final = 3.0
+RETRY_FIRST_S: Final = 4.5  # The first try comes within this; most often the server is there already.
+RETRY_S: Final = (2.0, 4.5)  # All later ones.
 REFUSED_S: Final = 5.0  # With credentials that the server does not take: they may yet be granted.
 CONNECT_TIMEOUT_S: Final = 2
 PING_EVERY_S: Final = 2
 PINGS_MISSED_MAX: Final = 2  # A connection that is dead without a word is known after 6 s.
 OUTBOX_BYTES_MAX: Final = 16 << 20  # What the network does not take is lost beyond this, and sent again.
 CLOSE_S: Final = 2.0
+ESTABLISH_S: Final = 8.0
+LOOK_EVERY_S: Final = 0.2
 HEAD_BYTES: Final = 1024
 FIXED_IN: Final = ((2, 12, 12), (2, 14, 3))  # Below these, servers have known holes.
 
@@ -75,6 +81,8 @@ class NatsWire:
         self._sent = asyncio.Event()
         self._sent.set()
         self._up = asyncio.Event()
+        self._refused = asyncio.Event()
+        self._was_up = False
         self._tasks: list[asyncio.Task[None]] = []
         self._client: nats.aio.client.Client | None = None
         self.end = make(self.publish, asyncio.get_running_loop().time)
@@ -84,12 +92,13 @@ class NatsWire:
         self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._beat())]
 
     async def up_within(self, timeout_s: float) -> bool:
-        """Whether it is connected, in this time, and the server has our subscriptions."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._up.wait()
-        except TimeoutError:
-            return False
+        """Whether it is connected, in this time, and the server has our subscriptions. False at once when the
+        server does not let us in."""
+        waits = [asyncio.ensure_future(one.wait()) for one in (self._up, self._refused)]
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for one in waits:
+            one.cancel()
+        return self._up.is_set()
 
     @property
     def client(self) -> nats.aio.client.Client | None:
@@ -121,52 +130,34 @@ class NatsWire:
             guarded(self.end.beat)
 
     async def _keep(self) -> None:
+        tries = 0
         while True:
-            wait_s = RETRY_SPREAD_S * self._chance.draw() / 2**64
+            self._was_up = False
             try:
                 await self._live()
-            except (OSError, TimeoutError, nats.errors.Error, ssl.SSLError) as error:
-                refused = "authorization" in str(error).lower()
-                wait_s += REFUSED_S if refused else 0.0
-                _log.warning("no connection to the network", extra={"reason": str(error) or "timeout"})
-            await asyncio.sleep(wait_s)
+            except Exception as error:  # Of whatever kind: a wire that gives up is a node that is lost.
+                self._refused.set() if "authorization" in str(error).lower() else self._refused.clear()
+                _log.warning("no connection to the network", extra={"reason": _reason(error)})
+            tries = 0 if self._was_up else tries + 1
+            refused_s = REFUSED_S if self._refused.is_set() else 0.0
+            await asyncio.sleep(retry_s(tries, self._chance.draw()) + refused_s)
 
     async def _live(self) -> None:
         """One connection, from its beginning to its end."""
-        ended = asyncio.Event()
-
-        async def on_closed() -> None:
-            ended.set()
-
-        async def on_error(error: Exception) -> None:
-            _log.warning("the network complains", extra={"reason": str(error) or type(error).__name__})
-
         client = nats.aio.client.Client()
         pump = None
         try:
-            await client.connect(
-                list(self._login.servers),
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                ping_interval=PING_EVERY_S,
-                max_outstanding_pings=PINGS_MISSED_MAX,
-                closed_cb=on_closed,
-                error_cb=on_error,
-                tls=self._login.tls,
-                **self._login.options,
-            )
-            _judge(client)
-            for subject in self.end.subjects:
-                await client.subscribe(subject, cb=self._received)
-            for _ in range(2):
-                # The client's ping overtakes what it has not written yet; a second one comes behind it.
-                await client.flush()
+            async with asyncio.timeout(ESTABLISH_S):
+                await self._establish(client)
             self._client = client
+            self._refused.clear()
             self._up.set()
+            self._was_up = True
             pump = asyncio.create_task(self._pump(client))
             guarded(self.end.connected)
-            await ended.wait()
+            # The client's own word for it may fail to come when it was cut off in the middle of a write.
+            while client.is_connected:  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_EVERY_S)
             _log.warning("the connection to the network broke")
         finally:
             self._up.clear()
@@ -177,8 +168,33 @@ class NatsWire:
             if pump is not None:
                 pump.cancel()
                 await asyncio.gather(pump, return_exceptions=True)
-            if not client.is_closed:
-                await client.close()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CLOSE_S):
+                    await client.close()
+
+    async def _establish(self, client: nats.aio.client.Client) -> None:
+        """Connect, and have the server know what we listen to."""
+
+        async def on_error(error: Exception) -> None:
+            _log.warning("the network complains", extra={"reason": _reason(error)})
+
+        await client.connect(
+            list(self._login.servers),
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            ping_interval=PING_EVERY_S,
+            max_outstanding_pings=PINGS_MISSED_MAX,
+            error_cb=on_error,
+            tls=self._login.tls,
+            **self._login.options,
+        )
+        _judge(client)
+        for subject in self.end.subjects:
+            await client.subscribe(subject, cb=self._received)
+        for _ in range(2):
+            # The client's ping overtakes what it has not written yet; a second one comes behind it.
+            await client.flush()
 
     async def _received(self, message: Msg) -> None:
         guarded(self.end.received, message.subject, message.data)
@@ -194,9 +210,20 @@ class NatsWire:
             self._sent.set()
 
 
-def gateway_wire(login: Login, gateway_id: str, software: str = "") -> tuple[GatewayEnd, NatsWire]:
+def retry_s(tries: int, draw: int) -> float:
+    """How long to wait for the next try, after so many in vain; ``draw`` is 64 bits of chance."""
+    least_s, most_s = (0.0, RETRY_FIRST_S) if tries == 0 else RETRY_S
+    return least_s + (most_s - least_s) * draw / 2**64
+
+
+def gateway_wire(
+    login: Login,
+    gateway_id: str,
+    software: str = "",
+    on_flood: Callable[[str], None] = lambda node_id: None,
+) -> tuple[GatewayEnd, NatsWire]:
     """A gateway's end with its wire."""
-    wire = NatsWire(login, lambda publish, now_s: GatewayEnd(gateway_id, publish, now_s, software))
+    wire = NatsWire(login, lambda publish, now_s: GatewayEnd(gateway_id, publish, now_s, software, on_flood))
     assert isinstance(wire.end, GatewayEnd)
     return wire.end, wire
 
@@ -206,6 +233,10 @@ def node_wire(login: Login, node_id: str, software: str = "") -> tuple[NodeEnd, 
     wire = NatsWire(login, lambda publish, now_s: NodeEnd(node_id, publish, now_s, software))
     assert isinstance(wire.end, NodeEnd)
     return wire.end, wire
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _judge(client: nats.aio.client.Client) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from groundswell.bus import subjects
@@ -80,8 +81,10 @@ class NodeEnd:
 
     def report(self, report: NodeReport) -> None:
         if not self._left:
-            self._last = report
-            self._channels.say(subjects.ALL, Report(self._hello, report))
+            # What is still coming in is here, too, or the gateway would miss it.
+            coming = tuple(channel.key for channel in self._channels if not channel.begun)
+            self._last = replace(report, attempts=(*report.attempts, *coming)) if coming else report
+            self._channels.say(subjects.ALL, Report(self._hello, self._last))
 
     def leave(self) -> None:
         if self._left:
@@ -168,6 +171,7 @@ class NodeEnd:
         except Malformed:
             self._channels.drop(channel)
             raise
+        channel.begun = True
         self._deliver(offer, payload)
 
     def _beat(self, gateway_id: str, states: tuple[State, ...], unknown: tuple[tuple[str, int], ...]) -> None:
@@ -201,6 +205,7 @@ class NodeEnd:
             return
         if not channel.over:
             channel.sender.drop_unsent()
+        channel.begun = True
         self._deliver(withdraw, None)
 
     # --- what it takes ---

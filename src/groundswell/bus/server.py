@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -127,7 +128,7 @@ class NatsServer:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._ports.mkdir(exist_ok=True)
         for old in self._ports.iterdir():
-            old.unlink()
+            self._end_leftover(old)
         config, log = self._folder / "nats.conf", self._folder / "nats.log"
         # JSON is a subset of its language; ours comes last and wins.
         text = json.dumps(
@@ -138,6 +139,14 @@ class NatsServer:
         log.unlink(missing_ok=True)
         return ["-c", str(config), "-a", self._host, "-p", str(port or -1), "-l", str(log)]
 
+    def _end_leftover(self, file: Path) -> None:
+        """A server of this folder that outlived its gateway, which was killed, holds the port."""
+        pid = int("".join(filter(str.isdigit, file.stem)) or 0)
+        with contextlib.suppress(OSError):
+            if str(self._folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        file.unlink(missing_ok=True)
+
     def _listening(self) -> int:
         """The port, which the server writes down once it listens, or 0."""
         for file in self._ports.glob("*.ports"):
@@ -145,6 +154,11 @@ class NatsServer:
                 [url, *_] = json.loads(file.read_text())["nats"]
                 return int(url.rpartition(":")[2])
         return 0
+
+    async def ended(self) -> None:
+        """Wait until it has ended, by itself or by somebody else's hand."""
+        if self._process is not None:
+            await self._process.wait()
 
     async def kill(self) -> None:
         """End it without a word, as an accident would."""

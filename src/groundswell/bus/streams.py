@@ -126,12 +126,21 @@ class Sender:
 class Receiver:
     """The end that takes parts: each once, in order."""
 
-    __slots__ = ("_asked_for", "_bodies", "_bytes", "_granted", "_held", "_record_bytes", "got")
+    __slots__ = (
+        "_asked_for",
+        "_bodies",
+        "_bytes",
+        "_granted",
+        "_granted_most",
+        "_held",
+        "_record_bytes",
+        "got",
+    )
 
     def __init__(self) -> None:
         self.got = 0
         self._bytes = 0
-        self._granted = WINDOW_BYTES
+        self._granted = self._granted_most = WINDOW_BYTES
         self._held = False
         self._bodies: list[bytes] = []
         self._record_bytes = 0
@@ -140,6 +149,7 @@ class Receiver:
     def grant(self) -> int:
         """How far the sender may go from now on."""
         self._granted = self._bytes + (0 if self._held else WINDOW_BYTES)
+        self._granted_most = max(self._granted_most, self._granted)
         return self._granted
 
     @property
@@ -154,9 +164,11 @@ class Receiver:
     def take(self, part: Part) -> bytes | None:
         """The record that this part completes, if it is the next one and the last part.
 
-        Raises ``Malformed`` for a record without end."""
+        Raises ``Malformed`` for a record without end, and for what goes beyond all credit."""
         if part.index != self.got:
             return None
+        if self._bytes >= self._granted_most:
+            raise Malformed("more than its credit")
         self.got += 1
         self._bytes += len(part.body) + PART_COST
         self._record_bytes += len(part.body)

@@ -21,7 +21,7 @@ Then add your own engines with `groundswell nodes add http://box:11434`.
 def application() -> typer.Typer:
     """All commands."""
     # Here and not at the top of the file: whoever imports one family does not pay for the others.
-    from groundswell.cli import chat, doctor, jobs, keys, nodes, service, status, usage, version
+    from groundswell.cli import chat, doctor, jobs, join, keys, nodes, service, status, usage, version
 
     app = typer.Typer(
         help=HELP,
@@ -32,7 +32,7 @@ def application() -> typer.Typer:
         add_completion=False,
         rich_markup_mode=None,
     )
-    for family in (service, chat, jobs, nodes, keys, usage, status, doctor, version):
+    for family in (service, join, chat, jobs, nodes, keys, usage, status, doctor, version):
         family.register(app)
     return app
 

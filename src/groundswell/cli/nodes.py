@@ -81,7 +81,8 @@ def register(app: typer.Typer) -> None:
     def remove(node_id: Annotated[str, typer.Argument(help="The id as `nodes list` shows it.")]) -> None:
         """Remove an engine that was added by URL; its running requests move elsewhere.
 
-        The server itself goes on running. Nodes of the settings are removed there.
+        The server itself goes on running. A node that has joined is shown out at once. Nodes of the settings
+        are removed there.
         """
         Client(need_profile(settings.config.folder)).call("DELETE", f"/v1/nodes/{node_id}")
         say(f"removed {node_id}")

@@ -30,6 +30,14 @@ HOST = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 op
 READY_S = 15.0  # Engines need two or three; what is not up by then has a reason, and the rest works.
 PORT = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 
+OPEN = Annotated[
+    str | None,
+    typer.Option(
+        "--open", help="Let nodes of other machines join; the address under which they reach this one.",
+        metavar="HOST[:PORT]",
+    ),
+]  # fmt: skip
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -38,6 +46,7 @@ def register(app: typer.Typer) -> None:
     def up(
         host: HOST = None,
         port: PORT = None,
+        open_: OPEN = None,
         tour: Annotated[bool, typer.Option(help="Do the main job before your eyes after the start.")] = True,
     ) -> None:
         """Start a gateway with three local nodes, show what it can do, and stay up until Ctrl-C.
@@ -47,6 +56,7 @@ def register(app: typer.Typer) -> None:
         \b
           groundswell up
           groundswell up --port 9000 --no-tour
+          groundswell up --open 192.168.1.10
         """
         from groundswell.cli.tour import banner, give_tour
 
@@ -54,20 +64,24 @@ def register(app: typer.Typer) -> None:
             banner(service, profile)
             if tour:
                 await give_tour(service, profile)
+            if service.network is not None:
+                invite = await service.network.invite({})
+                say("\nAnother machine joins with this, once and within an hour:\n")
+                say(f"  groundswell join {invite['invite']}")
             say("\nUp. Ctrl-C ends it; open requests are finished first.")
 
-        config = _config(host, port)
+        config = _config(host, port, open_)
         with _log_file(config) as log:
             _run(config, log, show)
 
     @app.command()
-    def gateway(host: HOST = None, port: PORT = None) -> None:
+    def gateway(host: HOST = None, port: PORT = None, open_: OPEN = None) -> None:
         """Start the gateway and the nodes of the settings, quietly: logs on stderr, for a service manager."""
 
         async def show(service: Service, profile: Profile) -> None:
             say(f"listening {service.base_url}")
 
-        _run(_config(host, port), sys.stderr, show)
+        _run(_config(host, port, open_), sys.stderr, show)
 
     @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def serve(context: typer.Context, name: Annotated[str, typer.Argument(help=", ".join(ENGINES))]) -> None:
@@ -80,14 +94,17 @@ def register(app: typer.Typer) -> None:
         raise typer.BadParameter(f"{name} is no engine; there are {', '.join(ENGINES)}.", ctx=context)
 
 
-def _config(host: str | None, port: int | None) -> Config:
+def _config(host: str | None, port: int | None, open_: str | None) -> Config:
     config = settings.config
     gateway = config.gateway
     if host is not None:
         gateway = msgspec.structs.replace(gateway, host=host)
     if port is not None:
         gateway = msgspec.structs.replace(gateway, port=port)
-    return msgspec.structs.replace(config, gateway=gateway)
+    network = config.network
+    if open_ is not None:
+        network = msgspec.structs.replace(network, open=open_)
+    return msgspec.structs.replace(config, gateway=gateway, network=network)
 
 
 def _log_file(config: Config) -> TextIO:

@@ -41,8 +41,8 @@ class Operations:
     """What the application shows and does; wiring fills it in.
 
     ``add_node`` takes the JSON object of ``POST /v1/nodes`` and returns what is shown of the new node;
-    ``remove_node`` takes its id. Both raise ``GroundswellError``. ``instance`` tells this process from every
-    other gateway.
+    ``remove_node`` takes its id; ``invite`` takes the object of ``POST /v1/invites`` and returns its answer.
+    All raise ``GroundswellError``. ``instance`` tells this process from every other gateway.
     """
 
     nodes: Callable[[], Sequence[NodeView]]
@@ -50,6 +50,7 @@ class Operations:
     metrics: Callable[[], tuple[bytes, str]]
     add_node: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
     remove_node: Callable[[str], Awaitable[None]]
+    invite: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
     metrics_open: bool = False
     instance: str = ""
 
@@ -113,6 +114,7 @@ def _routes(operations: Operations) -> list[Route]:
         Route("/v1/nodes", nodes.list),
         Route("/v1/nodes", nodes.add, methods=["POST"]),
         Route("/v1/nodes/{node}", nodes.remove, methods=["DELETE"]),
+        Route("/v1/invites", nodes.invite, methods=["POST"]),
     ]
 
 
@@ -175,6 +177,10 @@ class _Nodes:
     async def remove(self, request: Request) -> Response:
         await self._operations.remove_node(request.path_params["node"])
         return Response(status_code=204)
+
+    @access(Scope.ADMIN)
+    async def invite(self, request: Request) -> Response:
+        return answer(await self._operations.invite(prescan.decode(await request.body())), 201)
 
 
 def _node(view: NodeView) -> dict[str, Any]:

@@ -186,6 +186,14 @@ _SCHEMAS: Json = {
         id="string", object=_one_of("node"),
         engines=[_object(id="string", flavour="string", slots="integer", models=["#NodeModel"])],
     ),
+    "InviteRequest": _object(
+        "node expires_s",
+        node={"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
+        expires_s={"type": "number", "minimum": 1, "maximum": 2_592_000},
+    ),
+    "Invite": _object(
+        object=_one_of("invite"), node="string", expires_s="number", invite="string",
+    ),
     "Status": _object(status="string"),
     "Health": _object(status="string", instance="string"),
 }  # fmt: skip
@@ -314,6 +322,12 @@ def _paths() -> Json:
             "delete": _operation(
                 "Remove one that was added", Scope.ADMIN, {204: None}, "404",
                 parameters=(_parameter("node", "path", {"type": "string", "minLength": 1}),),
+            )
+        },
+        "/v1/invites": {
+            "post": _operation(
+                "Invite a machine to become a node", Scope.ADMIN, {201: _json("Invite")}, "409 415",
+                _json("InviteRequest"),
             )
         },
         "/v1/openapi.json": {

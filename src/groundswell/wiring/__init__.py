@@ -10,11 +10,11 @@ import signal
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from groundswell.bus.memory import MemoryLink
+from groundswell.bus.memory import MemoryGatewayLink, MemoryLink
 from groundswell.config import Config
 from groundswell.core.contract import Finish
 from groundswell.core.dispatch import Dispatcher
@@ -30,7 +30,7 @@ from groundswell.gateway.relay import Relay
 from groundswell.gateway.server import LOOPBACK, Server
 from groundswell.gateway.transcodes import Settings, Transcodes
 from groundswell.media.probe import MediaLimits
-from groundswell.model.errors import GroundswellError, InternalError
+from groundswell.model.errors import Conflict, GroundswellError, InternalError
 from groundswell.model.work import Kind, Work
 from groundswell.store.keys import KeyRing
 from groundswell.store.ledger import UsageRow
@@ -39,6 +39,9 @@ from groundswell.telemetry.traces import Tracer
 from groundswell.wire.fetch import Fetcher, FetchRules
 from groundswell.wiring.fleet import Fleet, probe_url
 from groundswell.wiring.state import State, open_keys, open_state, open_store
+
+if TYPE_CHECKING:
+    from groundswell.wiring.network import Network
 
 __all__ = ["Service", "open_keys", "open_store", "probe_url"]
 
@@ -60,6 +63,7 @@ class Service:
     keys: KeyRing
     fleet: Fleet
     relay: Relay
+    network: Network | None = None
     port: int = 0
     started_in_s: float = 0.0
     finished: OrderedDict[str, Finish] = field(default_factory=OrderedDict)
@@ -95,7 +99,7 @@ class Service:
     @asynccontextmanager
     async def running(cls, config: Config) -> AsyncIterator[Service]:
         """Run a gateway until the block ends; then drain. Raises ``GroundswellError`` if it cannot start."""
-        async with open_state(config) as state:
+        async with open_state(config) as state, AsyncExitStack() as stack:
             metrics = Metrics()
             tracer = Tracer(config.telemetry.otlp_endpoint, config.telemetry.trace_share) if (
                 config.telemetry.otlp_endpoint
@@ -104,15 +108,17 @@ class Service:
             state.store.on_broken = _end_process
             link = MemoryLink()
             ends = _Ends(state, metrics, tracer)
+            network = await stack.enter_async_context(_network(config, state, link.gateway))
             relay = Relay(
                 Dispatcher(queue_works_max=config.queue.works),
-                link.gateway,
+                network.link if network is not None else link.gateway,
                 Chance().draw,
                 ends.finish,
             )
             fleet = Fleet(link, config, state.engines)
-            service = cls(config, state.keys, fleet, relay, finished=ends.finished)
-            async with _front_door(config, state, relay, fleet, metrics, ends) as door:
+            service = cls(config, state.keys, fleet, relay, network, finished=ends.finished)
+            nodes = _Nodes(fleet, network)
+            async with _front_door(config, state, relay, nodes, metrics, ends) as door:
                 service.port = door.port
                 await fleet.start()
                 try:
@@ -124,6 +130,38 @@ class Service:
                     relay.close()
                     if tracer is not None:
                         tracer.close()
+
+
+@asynccontextmanager
+async def _network(config: Config, state: State, memory: MemoryGatewayLink) -> AsyncIterator[Network | None]:
+    """The way to other machines, if the settings open one."""
+    if not config.network.open:
+        yield None
+        return
+    from groundswell.wiring.network import Network  # A tenth of a second that most starts do not need.
+
+    async with Network.running(config, memory, state.joined) as network:
+        yield network
+
+
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """What an operator adds and removes: engines by their URL, and nodes of other machines."""
+
+    fleet: Fleet
+    network: Network | None
+
+    async def remove(self, node_id: str) -> None:
+        if self.network is None or not await self.network.remove(node_id):
+            await self.fleet.remove(node_id)
+
+    async def invite(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.network is None:
+            raise Conflict(
+                "This gateway is not open to other machines; start it with --open ADDRESS.",
+                code="network_closed",
+            )
+        return await self.network.invite(request)
 
 
 class _Ends:
@@ -175,7 +213,7 @@ class _FrontDoor:
 
 @asynccontextmanager
 async def _front_door(
-    config: Config, state: State, relay: Relay, fleet: Fleet, metrics: Metrics, ends: _Ends
+    config: Config, state: State, relay: Relay, nodes: _Nodes, metrics: Metrics, ends: _Ends
 ) -> AsyncIterator[_FrontDoor]:
     """The HTTP server and what works behind it."""
     pipeline = Pipeline(state.keys, Origins(config.gateway.allowed_origins))
@@ -201,9 +239,10 @@ async def _front_door(
         nodes=relay.nodes,
         queued=lambda: relay.queued,
         metrics=metrics.render,
-        add_node=fleet.add,
-        remove_node=fleet.remove,
-        instance=fleet.instance,
+        add_node=nodes.fleet.add,
+        remove_node=nodes.remove,
+        invite=nodes.invite,
+        instance=nodes.fleet.instance,
     )
     app = application(operations, pipeline, video.routes(transcodes, fetcher, config.video.ladder), observe)
     limits = Limits(

@@ -43,9 +43,9 @@ class Fleet:
     async def start(self) -> None:
         """Start every node that the settings and the store know; engines come up in their own time."""
         for node in self._config.nodes:
-            self._start(node.id, _local_specs(node, self._config), node.region, node.trust, _slots(node))
+            self._start(node.id, local_specs(node, self._config), node.region, node.trust, slots(node))
         for engine in self._config.engines:
-            self._start_url(_configured(engine, self._config))
+            self._start_url(configured(engine, self._config))
         for added in await self._added.list():
             if added.id not in self._nodes:
                 self._start_url(added)
@@ -57,7 +57,7 @@ class Fleet:
 
         Raises ``BadRequest`` for a wrong request, ``UpstreamError`` when the engine does not answer."""
         added = _requested(request, self._nodes, self._config)
-        adapter = _adapter(added, added.url)
+        adapter = adapter_of(added, added.url)
         try:
             if await adapter.gateway_instance() == self.instance:
                 # Its requests would come back to it, each holding a slot for the next.
@@ -99,7 +99,7 @@ class Fleet:
         return {node_id: runtime.pids() for node_id, runtime in self._nodes.items()}
 
     def _start_url(self, added: AddedEngine) -> None:
-        spec = EngineSpec("engine", partial(_adapter, added), url=added.url)
+        spec = EngineSpec("engine", partial(adapter_of, added), url=added.url)
         self._start(added.id, [spec], "", 1, {"engine": added.slots or 0})
 
     def _start(
@@ -112,7 +112,7 @@ class Fleet:
 
 async def probe_url(url: str, key: str | None, aliases: Mapping[str, str]) -> dict[str, Any]:
     """What a probe of an OpenAI-compatible server finds, in the shape of ``POST /v1/nodes``' answer."""
-    adapter = _adapter(AddedEngine("probe", _checked_url(url), key, dict(aliases)), url)
+    adapter = adapter_of(AddedEngine("probe", checked_url(url), key, dict(aliases)), url)
     try:
         return described("probe", await adapter.probe())
     finally:
@@ -136,7 +136,7 @@ def described(node_id: str, info: EngineInfo) -> dict[str, Any]:
     return {"id": node_id, "object": "node", "engines": [engine]}
 
 
-def _local_specs(node: Node, config: Config) -> list[EngineSpec]:
+def local_specs(node: Node, config: Config) -> list[EngineSpec]:
     return [
         EngineSpec(engine_id, partial(_connect, engine, engine_id, config), tuple(_argv(engine, config)))
         for engine_id, engine in _named(node)
@@ -152,7 +152,7 @@ def _named(node: Node) -> list[tuple[str, LocalEngine]]:
     return named
 
 
-def _slots(node: Node) -> dict[str, int]:
+def slots(node: Node) -> dict[str, int]:
     return {engine_id: engine.slots or 0 for engine_id, engine in _named(node)}
 
 
@@ -176,7 +176,7 @@ def _connect(engine: LocalEngine, engine_id: str, config: Config, base_url: str)
     return OpenAIHttpEngine(engine_id, base_url, price=price, slots=engine.slots)
 
 
-def _adapter(added: AddedEngine, base_url: str) -> OpenAIHttpEngine:
+def adapter_of(added: AddedEngine, base_url: str) -> OpenAIHttpEngine:
     return OpenAIHttpEngine(
         "engine",
         base_url,
@@ -188,7 +188,7 @@ def _adapter(added: AddedEngine, base_url: str) -> OpenAIHttpEngine:
     )
 
 
-def _configured(engine: UrlEngine, config: Config) -> AddedEngine:
+def configured(engine: UrlEngine, config: Config) -> AddedEngine:
     key = None
     if engine.key_file:
         try:
@@ -218,7 +218,7 @@ def _requested(request: Mapping[str, Any], taken: Mapping[str, Any], config: Con
     url = request.get("url")
     if not isinstance(url, str):
         raise BadRequest("url must be the engine's base URL.", param="url")
-    url = _checked_url(url)
+    url = checked_url(url)
     aliases = request.get("aliases", {})
     if not isinstance(aliases, dict) or not all(isinstance(v, str) for v in aliases.values()):
         raise BadRequest("aliases must map public names to the engine's own.", param="aliases")
@@ -245,7 +245,7 @@ def _fits_header(text: str) -> bool:
     return text != "" and text.isascii() and text.isprintable()
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
     """The base URL without ``/v1``. Private addresses are fine here: only an operator can add an engine."""
     try:
         parts = urlsplit(url)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from groundswell.config import Config
 from groundswell.store.blobs import Blobs
 from groundswell.store.jobs import Jobs
+from groundswell.store.joined import JoinedNodes
 from groundswell.store.keys import KeyRing, load_secret
 from groundswell.store.ledger import Settler
 from groundswell.store.nodes import AddedEngines
@@ -25,6 +26,7 @@ class State:
     blobs: Blobs
     settler: Settler
     engines: AddedEngines
+    joined: JoinedNodes
 
 
 @asynccontextmanager
@@ -44,6 +46,7 @@ async def open_state(config: Config) -> AsyncIterator[State]:
             Blobs(folder / "blobs", config.limits.blobs_bytes),
             settler,
             AddedEngines(store, folder / "secrets"),
+            JoinedNodes(store),
         )
         await settler.close()
     finally:

@@ -137,10 +137,27 @@ def test_the_last_resort_is_all_that_lives_and_has_not_failed_the_work() -> None
     """Their time is over at once: no alarm is left to say so again."""
     town = Town("a", "b", "c", "d")
     assert town.eject("a", "b") == ["a", "b"]
-    assert town.outliers.last_resort(town.pool, ask()) == [], "c and d are there"
+    assert town.outliers.last_resort(2.0, town.pool, ask()) == [], "c and d are there"
     for node_id in "cd":
         town.report(node_id, 2, healthy=False)
     a, b = town.engine("a"), town.engine("b")
-    assert town.outliers.last_resort(town.pool, ask(a)) == [b]
+    assert town.outliers.last_resort(2.0, town.pool, ask(a)) == [b]
     assert (a.breaker.open, b.free) == (True, 1)
     assert b.breaker.due_s > a.breaker.due_s
+
+
+def test_the_only_engine_left_stays_out_no_longer_than_the_first_time() -> None:
+    """It has failed the work that waits, so not at once; but nothing else can go on with it."""
+    town = Town("a", "b")
+    a = town.engine("a")
+    town.eject("a")
+    town.outliers.relent(a.breaker)
+    town.eject("a")
+    assert a.breaker.due_s == 11.0, "the second time is longer"
+    assert town.outliers.last_resort(2.0, town.pool, ask(a)) == []
+    assert a.breaker.due_s == 11.0, "b is there"
+    town.report("b", 2, healthy=False)
+    assert town.outliers.last_resort(2.0, town.pool, ask(a)) == []
+    assert (a.breaker.open, a.breaker.due_s) == (True, 7.0)
+    town.outliers.last_resort(4.0, town.pool, ask(a))
+    assert a.breaker.due_s == 7.0, "who asks again does not put it off"

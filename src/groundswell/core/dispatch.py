@@ -228,7 +228,7 @@ class Dispatcher:
         )
         seats = self.router.rank(ask)
         if not seats and entry.rank == RANK_LOST and hint is None:
-            seats = self._last_resort(ask)
+            seats = self._last_resort(now_s, ask)
         if not seats:
             return False
         if entry.waiting:
@@ -236,10 +236,10 @@ class Dispatcher:
         self._offer(now_s, entry, seats[0], ask, effects)
         return True
 
-    def _last_resort(self, ask: Ask) -> list[Seat]:
+    def _last_resort(self, now_s: float, ask: Ask) -> list[Seat]:
         """Seats of ejected engines, when a lost work has no others to hope for."""
         pool = self.router.pools.get(ask.need.pool)
-        engines = self._outliers.last_resort(pool, ask) if pool is not None else []
+        engines = self._outliers.last_resort(now_s, pool, ask) if pool is not None else []
         for engine in engines:
             self._slots.touch(engine)
         return self.router.rank(ask) if engines else []

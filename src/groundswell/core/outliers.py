@@ -9,7 +9,7 @@ rare, so looking at every seat of a model then is cheap enough.
 
 from __future__ import annotations
 
-from groundswell.core.health import Breaker
+from groundswell.core.health import OPEN_FIRST_S, Breaker
 from groundswell.core.membership import Engine, Members, Standing
 from groundswell.core.routing import Ask, Pool, Router, fits
 from groundswell.core.timers import Timers
@@ -54,18 +54,25 @@ class Outliers:
             engine.doubted_s = None  # Its turn to be tried has come.
         return engine
 
-    def last_resort(self, pool: Pool, ask: Ask) -> list[Engine]:
+    def last_resort(self, now_s: float, pool: Pool, ask: Ask) -> list[Engine]:
         """Let ejected engines be tried at once when nothing else, however busy, could take a lost work.
 
-        An ejection is a guess about the next work; a stream that waits in mid-sentence is certain."""
-        ejected = []
+        An ejection is a guess about the next work; a stream that waits in mid-sentence is certain. One that
+        has failed this very work is not tried at once; but if there is no other, it stays out no longer than
+        the first time."""
+        ejected, failed = [], []
         for seat in pool:
             engine = seat.engine
-            if not engine.well or engine.identity in ask.avoid or not fits(seat, ask.need):
+            if not engine.well or not fits(seat, ask.need):
+                continue
+            if engine.identity in ask.avoid:
+                failed += [engine] if engine.breaker.open else []
                 continue
             if not engine.breaker.open:
                 return []
             ejected.append(engine)
+        for engine in failed if not ejected else []:
+            self._timers.set(engine.breaker, min(engine.breaker.due_s, now_s + OPEN_FIRST_S))
         for engine in ejected:
             self._timers.off(engine.breaker)
             engine.breaker.relent()

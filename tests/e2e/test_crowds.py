@@ -201,7 +201,7 @@ class Watched:
         """When nothing more is held than ``before``, or the time is over."""
         until_s = time.monotonic() + limit_s
         while (state := await self.state()).left_behind(before) and time.monotonic() < until_s:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2)  # Sooner, the store is asked about our key beside: one task more.
         return state
 
     async def load(self) -> int:

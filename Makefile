@@ -68,7 +68,7 @@ bench-links: ready  ## What the network costs: the same engines by URL and behin
 bench-video: ready  ## CPU cost of a segmented, spread transcode against one ffmpeg
 	$(RUN) bench.video
 
-mutate:  ## How many bugs planted in core/ its tests notice; goes on where it was stopped (half an hour)
+mutate:  ## How many bugs planted in core/ its tests notice; goes on where it was stopped
 	@scripts/setup.sh mutate
 	.venv-mutate/bin/python scripts/mutation.py --jobs $(jobs) $(only)
 

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from groundswell.model.errors import BadRequest
 from groundswell.model.money import Price
+from groundswell.model.node import NAME
 
 ENVIRONMENT_PREFIX = "GROUNDSWELL_"
 # Read by the command line as a client of a gateway, or before there is a configuration; no settings.
@@ -38,7 +39,7 @@ Bytes = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Nano = Annotated[int, Meta(ge=0)]
 Origin = Annotated[str, Meta(pattern=r"^(\*|https?://[^/?#\s]+)$")]
-Identifier = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Identifier = Annotated[str, Meta(pattern=f"^{NAME}$")]
 
 
 def described(text: str) -> Meta:

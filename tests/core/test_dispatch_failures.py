@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fleet import (
@@ -256,11 +257,16 @@ def test_slots_that_others_hold_are_those_that_are_not_ours() -> None:
     assert desk.arrive(chat("waits")) == []
 
 
+def two_engines(sequence: int, **changes: Any) -> Reported:
+    """A node with two equal engines of one slot each."""
+    one = report("a", sequence, slots=1, **changes)
+    return Reported(replace(one, engines=(one.engines[0], replace(one.engines[0], engine_id="f"))))
+
+
 def test_all_that_ran_on_any_engine_of_a_node_moves_when_it_leaves() -> None:
     """A machine may have several engines, and what is lost on one does not hide what is lost on another."""
     desk = Desk()
-    one = report("a", 1, slots=1)
-    desk.step(Reported(replace(one, engines=(one.engines[0], replace(one.engines[0], engine_id="f")))))
+    desk.step(two_engines(1))
     for work_id in ("w1", "w2"):
         desk.start(chat(work_id))
     desk.report("b")
@@ -271,15 +277,11 @@ def test_all_that_ran_on_any_engine_of_a_node_moves_when_it_leaves() -> None:
 def test_all_that_a_report_shows_to_be_lost_moves_from_every_engine() -> None:
     """Both engines were restarted between two reports."""
     desk = Desk()
-    one = report("a", 1, slots=1)
-    desk.step(Reported(replace(one, engines=(one.engines[0], replace(one.engines[0], engine_id="f")))))
+    desk.step(two_engines(1))
     for work_id in ("w1", "w2"):
         desk.start(chat(work_id))
     desk.report("b")
-    again = report("a", 9, slots=1, engine_generation=2)
-    effects = desk.step(
-        Reported(replace(again, engines=(again.engines[0], replace(again.engines[0], engine_id="f"))))
-    )
+    effects = desk.step(two_engines(9, engine_generation=2))
     assert sorted(one.work_id for one in offers(effects)) == ["w1", "w2"]
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from groundswell.bus import subjects
 from groundswell.bus.channels import Channel, Channels
+from groundswell.bus.guarded import guarded
 from groundswell.bus.records import (
     PROTOCOL,
     Beat,
@@ -308,11 +309,3 @@ class GatewayEnd:
     def _own(channel: Channel, node_id: str) -> None:
         if channel.peer != node_id:
             raise Malformed("a word on another node's attempt")
-
-
-def guarded(listener: Callable[..., None], *arguments: object) -> None:
-    """A listener's defect stays on its side of the link."""
-    try:
-        listener(*arguments)
-    except Exception:
-        _log.exception("a listener of the link failed")

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from groundswell.model.errors import BadRequest
+from groundswell.model.node import NAME
 
 PREFIX: Final = "gsw_join_"
 
@@ -18,7 +19,7 @@ class Invite(msgspec.Struct, frozen=True, array_like=True):
 
     host: Annotated[str, Meta(min_length=1, max_length=255)]
     port: Annotated[int, Meta(ge=1, le=65535)]
-    node_id: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    node_id: Annotated[str, Meta(pattern=f"^{NAME}$")]
     secret: Annotated[bytes, Meta(min_length=16, max_length=16)]
     fingerprint: Annotated[bytes, Meta(min_length=32, max_length=32)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from groundswell.bus.guarded import guarded
 from groundswell.model.errors import GroundswellError
 from groundswell.model.messages import FromNode, ToNode
 from groundswell.model.node import NodeReport
@@ -69,7 +70,7 @@ class MemoryGatewayLink:
         if self._nodes.get(node.node_id) is node:
             del self._nodes[node.node_id]
         if self._on_left is not None:
-            _guarded(self._on_left, node.node_id, generation)
+            guarded(self._on_left, node.node_id, generation)
 
     def holds(self, node: MemoryNodeLink) -> bool:
         """Whether this is the end that the node id stands for now."""
@@ -85,14 +86,14 @@ class MemoryGatewayLink:
         listener = self._on_message
         if listener is None or self._nodes.get(node.node_id) is not node:
             return
-        try:  # As ``_guarded`` does; this is the way of every token.
+        try:  # As ``guarded`` does; this is the way of every token.
             listener(message, data, error)
         except Exception:
             _log.exception("a listener of the link failed")
 
     def receive_report(self, report: NodeReport) -> None:
         if self._on_report is not None:
-            _guarded(self._on_report, report)
+            guarded(self._on_report, report)
 
     def _flow(self, node_id: str, work_id: str, attempt: int, paused: bool) -> None:
         node = self._nodes.get(node_id)
@@ -132,16 +133,8 @@ class MemoryNodeLink:
 
     def receive(self, message: ToNode, payload: Payload | None) -> None:
         if self._on_message is not None:
-            _guarded(self._on_message, message, payload)
+            guarded(self._on_message, message, payload)
 
     def receive_flow(self, work_id: str, attempt: int, paused: bool) -> None:
         if self._on_flow is not None:
-            _guarded(self._on_flow, work_id, attempt, paused)
-
-
-def _guarded(listener: Callable[..., None], *arguments: object) -> None:
-    """A listener's defect stays on its side of the link, as it would over a network."""
-    try:
-        listener(*arguments)
-    except Exception:
-        _log.exception("a listener of the link failed")
+            guarded(self._on_flow, work_id, attempt, paused)

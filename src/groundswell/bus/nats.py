@@ -21,7 +21,8 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from groundswell.bus.channels import BEAT_EVERY_S
-from groundswell.bus.gateway_end import GatewayEnd, guarded
+from groundswell.bus.gateway_end import GatewayEnd
+from groundswell.bus.guarded import guarded
 from groundswell.bus.node_end import NodeEnd
 from groundswell.bus.records import PART_BYTES
 from groundswell.driver import Chance

@@ -14,7 +14,7 @@ from typing import Final
 
 from groundswell.bus import subjects
 from groundswell.bus.channels import BEAT_EVERY_S, Channel, Channels
-from groundswell.bus.gateway_end import guarded
+from groundswell.bus.guarded import guarded
 from groundswell.bus.records import (
     PROTOCOL,
     Beat,

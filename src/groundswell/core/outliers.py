@@ -66,13 +66,15 @@ class Outliers:
             if not engine.well or not fits(seat, ask.need):
                 continue
             if engine.identity in ask.avoid:
-                failed += [engine] if engine.breaker.open else []
-                continue
-            if not engine.breaker.open:
+                if engine.breaker.open:
+                    failed.append(engine)
+            elif engine.breaker.open:
+                ejected.append(engine)
+            else:
                 return []
-            ejected.append(engine)
-        for engine in failed if not ejected else []:
-            self._timers.set(engine.breaker, min(engine.breaker.due_s, now_s + OPEN_FIRST_S))
+        if not ejected:
+            for engine in failed:
+                self._timers.set(engine.breaker, min(engine.breaker.due_s, now_s + OPEN_FIRST_S))
         for engine in ejected:
             self._timers.off(engine.breaker)
             engine.breaker.relent()

@@ -16,6 +16,7 @@ from groundswell import __version__
 from groundswell.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest
 from groundswell.media.hls import CONTENT_TYPES
 from groundswell.media.ladder import PRESETS, RUNGS_MAX
+from groundswell.model.node import NAME
 from groundswell.store.keys import Scope
 
 Json = dict[str, Any]
@@ -188,7 +189,7 @@ _SCHEMAS: Json = {
     ),
     "InviteRequest": _object(
         "node expires_s",
-        node={"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
+        node={"type": "string", "pattern": f"^{NAME}$"},
         expires_s={"type": "number", "minimum": 1, "maximum": 2_592_000},
     ),
     "Invite": _object(

@@ -9,6 +9,8 @@ from groundswell.model.money import Price
 from groundswell.model.value import value
 from groundswell.model.work import Kind
 
+NAME = r"[a-z0-9][a-z0-9._-]{0,63}"  # What a node or an engine may be called: the whole text matches.
+
 
 class Continuation(StrEnum):
     """How an engine can go on with a text that another attempt began.

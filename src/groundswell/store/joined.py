@@ -17,10 +17,11 @@ from typing import Final
 import sqlalchemy as sa
 
 from groundswell.model.errors import BadRequest, Conflict, NotFound, Unauthorized
+from groundswell.model.node import NAME
 from groundswell.store.schema import invites, joined_nodes
 from groundswell.store.sql import Store
 
-NODE_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NODE_ID: Final = re.compile(NAME)
 NODES_MAX: Final = 16_384  # As many as a dispatcher remembers.
 INVITES_MAX: Final = 10_000
 EXPIRES_MAX_S: Final = 30 * 86_400.0

@@ -15,12 +15,13 @@ import sqlalchemy as sa
 
 from groundswell.model.errors import BadRequest, Conflict, NotFound
 from groundswell.model.money import Price
+from groundswell.model.node import NAME
 from groundswell.store.keys import write_private
 from groundswell.store.schema import engines as engine_table
 from groundswell.store.sql import Store
 
 ADDED_ENGINES_MAX = 10_000
-ENGINE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+ENGINE_ID = re.compile(NAME)
 
 
 @dataclass(frozen=True, slots=True)
